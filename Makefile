@@ -1,0 +1,44 @@
+# make demo, make test: everything else is for those who work on the factory.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+SEEDS  ?= 100
+
+.PHONY: help install demo test test-all lint chaos benchmark clean
+
+help:  ## show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --no-deps --constraint constraints.txt steering-vectors==0.12.2
+	@touch $@
+
+install: $(VENV)/installed  ## a virtual environment with everything, in .venv
+
+demo: install  ## vectors of the three built-in styles on a real model, in out/
+	$(BIN)/svf generate --config config_cpu.yaml --output out
+
+test: install  ## the tests that every change must pass
+	$(BIN)/pytest
+
+test-all: install  ## those and the slow ones
+	$(BIN)/pytest -m 'slow or not slow'
+
+lint: install  ## formatter, linter, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+chaos: install  ## break everything, SEEDS times
+	$(BIN)/python -m tests.chaos --seeds $(SEEDS)
+
+benchmark: install  ## speed against a peer, in one run
+	$(BIN)/python benchmarks/extraction.py
+
+clean:  ## remove what make made
+	rm -rf $(VENV) out build dist *.egg-info

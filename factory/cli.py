@@ -1,0 +1,74 @@
+"""``svf``, the terminal: the group of commands, and how errors end it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+import click
+from rich.console import Console
+
+from factory.errors import FactoryError
+
+INTERRUPTED = 130
+
+# Command -> the module of factory/commands that has it, loaded when the command is used.
+COMMANDS = {
+    "generate": "generate",
+    "enqueue": "runs",
+    "watch": "runs",
+    "status": "runs",
+    "resume": "runs",
+    "styles": "styles",
+    "show": "vectors",
+    "steer": "vectors",
+    "download": "setup",
+    "config": "setup",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"factory.commands.{COMMANDS[cmd_name]}"), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("steering-vector-factory"), prog_name="svf")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def svf(ctx: click.Context, debug: bool) -> None:
+    """Make steering vectors: frozen language models reason in a chosen style.
+
+    'svf generate' does all of it on this machine. With a broker, 'svf enqueue' submits a run to
+    workers started by 'celery -A factory worker -Q teacher|gpu|reduce'.
+    """
+    ctx.obj = debug
+
+
+def main() -> None:
+    """Run ``svf``; errors become one message and an exit status (0, 1, 2, 3 or 130)."""
+    debug = "--debug" in sys.argv
+    if debug:  # accepted before and after the command
+        sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        sys.exit(svf.main(standalone_mode=False) or 0)
+    except (KeyboardInterrupt, click.Abort):
+        console.print("[yellow]interrupted[/yellow]: what is done is kept; the same command goes on from there")
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        console.print(f"[red]error:[/red] {error.format_message()}", markup=True)
+        sys.exit(2)
+    except FactoryError as error:
+        if debug:
+            raise
+        console.print("[red]error:[/red] ", end="")
+        console.print(str(error), markup=False)
+        sys.exit(error.exit_status)

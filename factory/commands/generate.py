@@ -1,0 +1,112 @@
+"""``svf generate``: the main job on this machine, with everything embedded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from factory.commands.options import Job, job_options
+from factory.download import BUILT_IN, built_in_folder
+from factory.embedded import running_broker, running_crew
+from factory.export import export_style
+from factory.log import log, start_logging
+from factory.plan import Plan, plan_run
+from factory.progress import watch
+from factory.run import Ledger, StyleProgress
+
+LOG_FILE = "steering_vector_generation.log"
+
+
+@click.command()
+@job_options
+def generate(job: Job) -> int:
+    """Make the vectors of all configured styles on this machine.
+
+    Brings its own broker and workers, and ends them. Work that an earlier, interrupted run did is
+    found in the store and not done again.
+    """
+    console = Console(highlight=False)
+    started = time.monotonic()
+    job.output.mkdir(parents=True, exist_ok=True)
+    os.environ["FACTORY_LOG"] = str((job.output / LOG_FILE).resolve())
+    start_logging(terminal=False)
+    plan = plan_run(job.settings, job.store, job.output, limit=job.limit)
+    _prepare_target(job, console)
+    console.print(f"run [bold]{plan.spec.run_id}[/bold]: {_describe(plan)}")
+    states, ledger = _run(job, plan, console)
+    _export(job, ledger, states, console)
+    console.print(f"finished in {time.monotonic() - started:.0f} s; the log is {os.environ['FACTORY_LOG']}")
+    return 1 if any(state.state == "failed" for state in states) else 0
+
+
+def _describe(plan: Plan) -> str:
+    pairs = sum(part.n_pairs for part in plan.spec.styles)
+    to_write = sum(len(batch.questions) for parts in plan.batches.values() for batch in parts)
+    teacher = f", {to_write} of them written by {plan.spec.teacher.model}" if to_write else ""
+    return f"{len(plan.spec.styles)} styles, {pairs} pairs{teacher}, target {plan.spec.extraction.target_model}"
+
+
+def _prepare_target(job: Job, console: Console) -> None:
+    """Fetch the built-in model before the workers start, where a person sees that it takes a while."""
+    if job.settings.target_model == BUILT_IN:
+        with console.status(f"preparing {BUILT_IN} (fetched and converted once)"):
+            built_in_folder()
+
+
+def _run(job: Job, plan: Plan, console: Console) -> tuple[list[StyleProgress], Ledger]:
+    """Broker, workers, the run, and the orderly end of all of them."""
+    folder = Path(job.store_url) if job.store.is_local else job.output / "runs"
+    service = folder.resolve() / plan.spec.run_id / "logs"
+    signal.signal(signal.SIGTERM, _interrupt)  # a plain kill must end the children too
+    with running_broker(service) as url:
+        environment = _environment(job, url)
+        os.environ.update(environment)
+        queues = ["gpu,reduce", *(["teacher"] if plan.needs_teacher else [])]
+        from workers.flow import submit  # the app reads the broker's URL when it is first used
+
+        with running_crew(queues, service, environment) as crew:
+            ledger = submit(plan, job.store)
+            log.info("run %s submitted: %s", ledger.run_id, _describe(plan))
+            return watch(ledger, console, crew.check), ledger
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _environment(job: Job, broker_url: str) -> dict[str, str]:
+    """What the children need beside our own environment to have the same settings."""
+    settings = job.settings
+    environment = {
+        "FACTORY_BROKER_URL": broker_url,
+        "FACTORY_STORE": job.store_url,
+        "FACTORY_TARGET_MODEL": settings.target_model,
+        "FACTORY_DEVICE": settings.device,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    file = job.configuration.file
+    return environment | ({"FACTORY_CONFIG": str(file.resolve())} if file else {})
+
+
+def _export(job: Job, ledger: Ledger, states: list[StyleProgress], console: Console) -> None:
+    """Write the outputs of the styles that are done, and say what became of each."""
+    for state in states:
+        if state.state == "failed":
+            console.print(f"[red]{state.style}[/red]: {state.message}")
+            continue
+        style = ledger.spec.style_run(state.style).style
+        path = export_style(ledger, style, job.output, job.settings.output_config)
+        console.print(f"[green]{state.style}[/green]: {state.extracted} pairs -> {path}")
+    if not job.settings.output_config.save_intermediate_files and job.store.is_local:
+        _drop_broker_files(Path(job.store_url) / ledger.run_id)
+
+
+def _drop_broker_files(folder: Path) -> None:
+    shutil.rmtree(folder / "logs" / "appendonlydir", ignore_errors=True)

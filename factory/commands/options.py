@@ -1,0 +1,87 @@
+"""Flags that several commands share, and what they mean for the settings."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from factory.config import Configuration, Settings, load_configuration
+from factory.store import Store
+from factory.teacher import OPENAI_KEY
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+config_option = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file [default: config.yaml]."
+)
+output_option = click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Output folder [default: .]."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a command was asked to do: its settings, its output folder, and its bound."""
+
+    configuration: Configuration
+    output: Path
+    limit: int | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The effective settings."""
+        return self.configuration.settings
+
+    @property
+    def store_url(self) -> str:
+        """Where artifacts are kept: the configured store, else ``runs`` in the output folder."""
+        return self.settings.store or str((self.output / "runs").resolve())
+
+    @property
+    def store(self) -> Store:
+        """The store at :attr:`store_url`."""
+        return Store(self.store_url)
+
+
+def open_job(config_file: Path | None, output: Path = Path(), **flags: Any) -> Job:
+    """The job of a command that takes ``--config`` and ``--output``; ``flags`` override settings."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    return Job(load_configuration(config_file, flags=given), output)
+
+
+def job_options(command: Command) -> Command:
+    """The flags of ``generate``, ``enqueue`` and ``estimate``; gives the command a :class:`Job`."""
+
+    @config_option
+    @click.option("--styles", "-s", multiple=True, help="Styles to make; repeat it or separate by commas.")
+    @click.option("--api-key", help=f"Key of the teacher's endpoint; better set {OPENAI_KEY}.")
+    @output_option
+    @click.option("--questions", type=click.Path(path_type=Path), help="File with questions, one a line.")
+    @click.option("--limit", type=click.IntRange(min=1), help="At most this many pairs a style.")
+    @click.option("--extend", is_flag=True, default=None, help="Add pairs for questions that a dataset lacks.")
+    @functools.wraps(command)
+    def wrapped(
+        config_file: Path | None,
+        styles: tuple[str, ...],
+        api_key: str | None,
+        output: Path,
+        questions: Path | None,
+        limit: int | None,
+        extend: bool | None,
+        **rest: Any,
+    ) -> Any:
+        named = [name for group in styles for name in group.replace(",", " ").split()] or None
+        flags = {"styles": named, "custom_questions_file": str(questions) if questions else None, "extend": extend}
+        configuration = load_configuration(config_file, flags={k: v for k, v in flags.items() if v is not None})
+        if api_key:
+            os.environ[configuration.settings.api_key_env or OPENAI_KEY] = api_key
+        return command(Job(configuration, output, limit), **rest)
+
+    return wrapped  # type: ignore[return-value]

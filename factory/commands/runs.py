@@ -1,0 +1,149 @@
+"""Commands about a run on a cluster: submit it, look at it, go on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from factory.commands.options import Job, config_option, job_options, json_option, open_job, output_option
+from factory.config import load_configuration
+from factory.errors import ConfigError
+from factory.export import export_style
+from factory.pairs import load_questions
+from factory.plan import plan_run
+from factory.progress import snapshot
+from factory.progress import watch as watch_run
+from factory.run import Ledger, StyleProgress, list_runs
+
+
+@click.command()
+@job_options
+@click.option("--batch", type=click.Path(path_type=Path), help="YAML file: many styles, each with its own questions.")
+@json_option
+def enqueue(job: Job, batch: Path | None, as_json: bool) -> int:
+    """Submit a run to the configured broker and print its id.
+
+    Workers must have the same store. 'svf watch RUN' shows the run and writes its outputs.
+    """
+    questions: dict[str, list[str]] = {}
+    if batch:
+        job, questions = _read_batch(batch, job)
+    plan = plan_run(job.settings, job.store, job.output, limit=job.limit, questions=questions)
+    _use_broker(job)
+    from workers.flow import submit
+
+    ledger = submit(plan, job.store)
+    click.echo(json.dumps({"run": ledger.run_id, "store": job.store_url}) if as_json else ledger.run_id)
+    return 0
+
+
+def _read_batch(path: Path, job: Job) -> tuple[Job, dict[str, list[str]]]:
+    """Styles and their own questions from a batch file (docs/format.md)."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"batch file {str(path)!r} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    entries = content.get("styles") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"batch file {str(path)!r} should hold a list 'styles'; each entry a name, or name: {{...}}")
+    named = dict(_batch_entry(entry, path) for entry in entries)
+    overrides: dict[str, Any] = {key: value for key, value in content.items() if key != "styles"}
+    configuration = load_configuration(job.configuration.file, flags={**overrides, "styles": list(named)})
+    return Job(configuration, job.output, job.limit), {name: asked for name, asked in named.items() if asked}
+
+
+def _batch_entry(entry: Any, path: Path) -> tuple[str, list[str]]:
+    if isinstance(entry, str):
+        return entry, []
+    if isinstance(entry, dict) and len(entry) == 1:
+        name, asked = next(iter(entry.items()))
+        if isinstance(asked, dict) and set(asked) <= {"questions", "questions_file"}:
+            own = load_questions(path.parent / asked["questions_file"]) if "questions_file" in asked else []
+            return str(name), [*asked.get("questions", []), *own]
+    raise ConfigError(f"{path}: a style is a name, or name: {{questions: [...], questions_file: ...}}; found {entry!r}")
+
+
+def _use_broker(job: Job) -> None:
+    """Make the configured broker and store those of this process."""
+    if job.settings.broker_url:
+        os.environ["FACTORY_BROKER_URL"] = job.settings.broker_url
+    if job.configuration.file:
+        os.environ["FACTORY_CONFIG"] = str(job.configuration.file.resolve())
+
+
+def _ledger(job: Job, run: str | None) -> Ledger:
+    known = list_runs(job.store)
+    if run is None and known:
+        run = known[-1]
+    if run not in known:
+        found = f"the newest are {', '.join(known[-3:])}" if known else "there is none"
+        raise ConfigError(f"run {run or ''!r} is not in store {job.store_url}: {found}")
+    return Ledger(job.store, run)
+
+
+@click.command()
+@click.argument("run", required=False)
+@config_option
+@output_option
+def watch(run: str | None, config_file: Path | None, output: Path) -> int:
+    """Show RUN (the newest without a name) until it ends, then write its outputs."""
+    job = open_job(config_file, output)
+    ledger = _ledger(job, run)
+    states = watch_run(ledger, Console(highlight=False))
+    return finish(job, ledger, states)
+
+
+def finish(job: Job, ledger: Ledger, states: list[StyleProgress]) -> int:
+    """Write the outputs of a run's finished styles; returns the exit status."""
+    for state in states:
+        if state.state == "failed":
+            click.echo(f"{state.style}: {state.message}", err=True)
+            continue
+        style = ledger.spec.style_run(state.style).style
+        path = export_style(ledger, style, job.output, job.settings.output_config)
+        click.echo(f"{state.style}: {state.extracted} pairs -> {path}")
+    return 1 if any(state.state == "failed" for state in states) else 0
+
+
+@click.command()
+@click.argument("run", required=False)
+@config_option
+@output_option
+@json_option
+def status(run: str | None, config_file: Path | None, output: Path, as_json: bool) -> int:
+    """Show how far RUN (the newest without a name) is, once."""
+    job = open_job(config_file, output)
+    ledger = _ledger(job, run)
+    shot = snapshot(ledger)
+    if as_json:
+        click.echo(json.dumps(shot))
+        return 0
+    table = Table("style", "state", "pairs", "written", "extracted", "failed", "spent", box=None, pad_edge=False)
+    for state in (ledger.progress(part.style.name) for part in ledger.spec.styles):
+        figures = (state.pairs, state.written, state.extracted, state.failed)
+        table.add_row(state.style, state.state, *map(str, figures), f"${state.spent_usd:.4f}")
+    Console(highlight=False).print(f"run {ledger.run_id}: {shot['state']}", table)
+    return 0
+
+
+@click.command()
+@click.argument("run", required=False)
+@config_option
+@output_option
+def resume(run: str | None, config_file: Path | None, output: Path) -> int:
+    """Submit what is missing of RUN (the newest without a name)."""
+    job = open_job(config_file, output)
+    ledger = _ledger(job, run)
+    _use_broker(job)
+    from workers.flow import resume as resume_run
+
+    resumed = resume_run(ledger)
+    click.echo(f"run {ledger.run_id}: " + (f"goes on with {', '.join(resumed)}" if resumed else "nothing is missing"))
+    return 0

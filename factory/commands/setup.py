@@ -1,0 +1,64 @@
+"""Commands about this machine: fetch a model, see the settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from factory.commands.options import config_option, json_option, open_job
+from factory.log import start_logging
+
+
+@click.command()
+@click.argument("model", required=False)
+@config_option
+def download(model: str | None, config_file: Path | None) -> int:
+    """Fetch MODEL, or the configured target model, so that a later run finds it here."""
+    from factory.download import download_model
+
+    start_logging(terminal=False)
+    name = model or open_job(config_file).settings.target_model
+    with Console(stderr=True).status(f"fetching {name}"):
+        folder = download_model(name)
+    click.echo(folder)
+    return 0
+
+
+@click.command()
+@config_option
+@json_option
+def config(config_file: Path | None, as_json: bool) -> int:
+    """Show the effective settings and where each came from."""
+    configuration = open_job(config_file).configuration
+    flat = _flatten(configuration.settings.model_dump(mode="json"))
+    if as_json:
+        rows = {key: {"value": value, "origin": configuration.origin(key)} for key, value in flat.items()}
+        click.echo(json.dumps(rows))
+        return 0
+    table = Table("key", "value", "from", box=None, pad_edge=False)
+    for key, value in flat.items():
+        table.add_row(key, json.dumps(value, ensure_ascii=False), configuration.origin(key))
+    Console(highlight=False, markup=False).print(table)
+    return 0
+
+
+def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """Sections as dotted keys; a secret in a URL is never shown."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and key in ("extraction_config", "output_config", "evaluation"):
+            flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
+        else:
+            flat[key] = _without_password(value) if key in ("broker_url", "store") else value
+    return flat
+
+
+def _without_password(url: str | None) -> str | None:
+    from kombu.utils.url import sanitize_url
+
+    return str(sanitize_url(url)) if url else url

@@ -1,0 +1,132 @@
+"""Commands about vectors: describe them, steer with them."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from factory.commands.options import config_option, json_option, open_job
+
+
+@click.command()
+@click.argument("vectors", nargs=-1, required=True, type=click.Path(path_type=Path))
+@json_option
+def show(vectors: tuple[Path, ...], as_json: bool) -> int:
+    """Describe VECTORS: shapes, layers, norms, pairs, quality, and the cosine between several."""
+    from factory.vector import SteeringVector
+
+    loaded = [SteeringVector.load(path) for path in vectors]
+    cosines = {f"{a.style_name} ~ {b.style_name}": a.cosine(b) for a, b in combinations(loaded, 2)}
+    if as_json:
+        click.echo(json.dumps({"vectors": [_describe(vector) for vector in loaded], "cosines": cosines}))
+        return 0
+    console = Console(highlight=False)
+    for path, vector in zip(vectors, loaded, strict=True):
+        console.print(_table(vector, path))
+    for names, value in cosines.items():
+        console.print(f"cosine {names}: {value:+.3f}")
+    return 0
+
+
+def _describe(vector: Any) -> dict[str, Any]:
+    return {
+        "style_name": vector.style_name,
+        "model_name": vector.model_name,
+        "layer_indices": vector.layer_indices,
+        "shape": list(vector.value_vector.shape),
+        "norms": vector.norms(),
+        "metadata": vector.metadata,
+        "extraction_config": vector.extraction_config,
+    }
+
+
+def _table(vector: Any, path: Path) -> Table:
+    """What a person wants to know of a vector at a glance."""
+    known, how = vector.metadata, vector.extraction_config
+    n_layers, n_heads, head_dim = vector.value_vector.shape
+    norms = vector.norms()
+    table = Table(title=str(path), title_justify="left", show_header=False, box=None, title_style="bold")
+    table.add_row("style", vector.style_name)
+    table.add_row("model", f"{vector.model_name} ({how.get('dtype', '?')}, revision {how.get('model_revision', '?')})")
+    table.add_row("shape", f"{n_layers} layers x {n_heads} KV heads x {head_dim}, keys and values")
+    table.add_row("layers", _ranges(vector.layer_indices))
+    table.add_row("recipe", str(how.get("recipe", "?")))
+    table.add_row("pairs", f"{known.get('pairs_used', '?')} used, {known.get('pairs_failed', 0)} failed")
+    for kind in ("values", "keys"):
+        table.add_row(f"norm of {kind}", f"{min(norms[kind]):.2f} to {max(norms[kind]):.2f} a layer")
+    quality = known.get("quality")
+    if quality:
+        verdict = "enough pairs" if quality["enough_pairs"] else "more pairs would help"
+        table.add_row("split-half cosine", f"{quality['split_half_cosine']:.3f} ({verdict})")
+        table.add_row("pair agreement", f"mean cosine {quality['mean_pair_cosine']:.3f} with the vector")
+    if known.get("recommended_strength") is not None:
+        table.add_row("recommended", f"strength {known['recommended_strength']:g}, {known.get('verdict', '')}")
+    return table
+
+
+def _ranges(layers: list[int]) -> str:
+    """Layers as a person writes them: 8-15,20."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+@click.command()
+@click.argument("vector", type=click.Path(path_type=Path))
+@click.option("--prompt", "-p", "prompts", multiple=True, required=True, help="Question to ask; repeatable.")
+@click.option("--strength", type=float, multiple=True, help="Strength of the vector; repeatable [default: its own].")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=120, show_default=True)
+@config_option
+@json_option
+def steer(
+    vector: Path,
+    prompts: tuple[str, ...],
+    strength: tuple[float, ...],
+    max_new_tokens: int,
+    config_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Ask with and without VECTOR, answers side by side."""
+    from factory.steer import generate
+    from factory.target import load_target
+    from factory.vector import SteeringVector
+
+    settings = open_job(config_file).settings
+    loaded = SteeringVector.load(vector)
+    with Console(stderr=True).status(f"loading {loaded.model_name}"):
+        target = load_target(loaded.model_name, settings.device, dtype=settings.dtype)
+    strengths = strength or (None,)
+    rows = []
+    for prompt in prompts:
+        answers = {"unsteered": generate(target, prompt, max_new_tokens=max_new_tokens)}
+        for value in strengths:
+            name = "steered" if value is None else f"strength {value:g}"
+            answers[name] = generate(target, prompt, vector=loaded, strength=value, max_new_tokens=max_new_tokens)
+        rows.append({"prompt": prompt, "answers": answers})
+    if as_json:
+        click.echo(json.dumps(rows, ensure_ascii=False))
+    else:
+        _side_by_side(rows)
+    return 0
+
+
+def _side_by_side(rows: list[dict[str, Any]]) -> None:
+    console = Console(highlight=False)
+    for row in rows:
+        console.print(f"\n[bold]{row['prompt']}[/bold]")
+        grid = Table.grid(expand=True, padding=(0, 1))
+        for _ in row["answers"]:
+            grid.add_column(ratio=1)
+        grid.add_row(*(Panel(answer, title=name) for name, answer in row["answers"].items()))
+        console.print(grid)

@@ -1,0 +1,262 @@
+"""Settings: what ``config.yaml``, ``FACTORY_*`` variables and flags say, and where each came from.
+
+Settings belong to a machine and its user. What a run must have the same everywhere (model,
+layers, recipe, questions) is frozen from them into a :class:`factory.run.RunSpec`. Secrets are
+never settings: they stay in the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from factory.errors import ConfigError
+from factory.pairs import BATCH_SIZE
+
+DEFAULT_FILE = "config.yaml"
+PREFIX = "FACTORY_"
+# Variables of the same prefix that are no settings.
+OTHER_VARIABLES = {"FACTORY_CONFIG", "FACTORY_CACHE_DIR", "FACTORY_LOG"}
+
+Seconds = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExtractionSettings(_Section):
+    """What the target model reads and which of its states are taken."""
+
+    target_layers: str | int | list[int] = Field(list(range(8, 16)), description='layers: a list, "8-15,20" or "all"')
+    max_sequence_length: int = Field(2048, ge=8, description="tokens; a longer pair is rejected, never cut")
+    batch_size: int = Field(BATCH_SIZE, ge=1, description="pairs a task")
+    batch_tokens: int | None = Field(None, ge=1, description="tokens a forward pass; null: by device")
+    recipe: str = Field("fewshot", description="fewshot, response_mean, response_last or system_prompt")
+    n_shots: int = Field(3, ge=1, description="examples in a fewshot text")
+    n_tokens: int | None = Field(None, ge=1, description="first tokens that response_mean averages; null: all")
+
+
+class OutputSettings(_Section):
+    """What is written beside the vectors."""
+
+    save_intermediate_files: bool = Field(False, description="keep each pair's differences after the run")
+    generate_analysis_reports: bool = Field(True, description="evaluate at the end of a run and write its report")
+    copy_to_sam_assets: bool = Field(True, description="copy vectors and templates to sam_assets_dir")
+    sam_assets_dir: str = Field("sam/assets/steering_vectors", description="folder under the output folder")
+
+
+class EvaluationSettings(_Section):
+    """How it is measured that a vector steers."""
+
+    questions_file: str | None = Field(None, description="held-out questions; null: those that come with svf")
+    limit: int = Field(30, ge=2, description="held-out questions used")
+    strengths: list[float] = Field([2.0, 4.0, 6.0, 8.0], min_length=1, description="strengths of the sweep")
+    positions: list[int] = Field([1, 4], min_length=1, description="numbers of steered positions in the sweep")
+    layer_sets: list[str] = Field(["all"], min_length=1, description="layer sets of the sweep, of those extracted")
+    max_new_tokens: int = Field(96, ge=8, description="tokens an answer")
+    judge_model: str | None = Field(None, description="a model that scores style and coherence; null: none")
+
+
+class Settings(_Section):
+    """Every key of ``config.yaml`` with its default."""
+
+    teacher_model: str = Field("gpt-4", description="the model that writes pairs")
+    base_url: str | None = Field(None, description="an OpenAI-compatible server; null: OpenAI")
+    api_key_env: str | None = Field(None, description="variable that holds its key; null: OPENAI_API_KEY at OpenAI")
+    strict_model: bool = Field(False, description="true: a retired teacher_model is an error, not replaced")
+    retired_models: dict[str, str] = Field(
+        {"gpt-4": "gpt-6-luna", "gpt-4-turbo": "gpt-6-luna", "gpt-3.5-turbo": "gpt-6-luna"},
+        description="OpenAI models that no longer answer, and what takes their place",
+    )
+    temperature: float | None = Field(0.7, ge=0, description="of the teacher; null: the server's own")
+    max_response_tokens: int = Field(800, ge=16, description="longest teacher answer, in tokens")
+    reasoning_effort: str | None = Field(None, description="for OpenAI reasoning models: none, low, medium, high")
+    api_delay: Seconds | None = Field(1.0, description="seconds between teacher calls, for the whole cluster")
+    requests_per_minute: float | None = Field(None, gt=0, description="the same as 60 / api_delay; set one of both")
+    tokens_per_minute: float | None = Field(None, gt=0, description="teacher tokens a minute, for the whole cluster")
+    max_concurrent_calls: int = Field(16, ge=1, description="teacher calls in flight on one worker")
+    max_cost_usd: float | None = Field(None, gt=0, description="a run stops before it costs more")
+    pricing: dict[str, float] | None = Field(None, description="USD a million tokens: {input: 1.0, output: 4.0}")
+    judge_model: str | None = Field(None, description="a teacher-side model that scores pairs; null: none")
+    max_failed_fraction: Fraction = Field(0.2, description="a style with more failed pairs fails")
+    min_pairs: int = Field(2, ge=1, description="a style with fewer usable pairs fails")
+    regenerate_datasets: bool = Field(False, description="true: write pairs anew where a dataset exists")
+    extend: bool = Field(False, description="true: add pairs for questions that a dataset lacks")
+    styles: list[str] = Field(
+        ["researcher_style", "step_by_step_reasoning", "creative_explorer"], min_length=1, description="styles to make"
+    )
+    styles_dir: str | None = Field(None, description="folder with YAML files of further styles")
+    custom_questions_file: str | None = Field(None, description="questions, one a line; null: those of svf")
+    additional_questions: list[str] = Field([], description="questions added to those")
+    target_model: str = Field("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", description="the model to steer")
+    device: str = Field("auto", description="auto (cuda, then mps, then cpu) or one of them")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on cuda, else float32")
+    load_in_8bit: bool = Field(True, description="bitsandbytes int8 on CUDA; elsewhere ignored with a warning")
+    load_in_4bit: bool = Field(False, description="the same in 4 bits; wins over load_in_8bit")
+    trust_remote_code: bool = Field(False, description="run code that comes with a model; of the worker alone")
+    allowed_models: list[str] | None = Field(None, description="models a worker may load; null: its own target_model")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the target model; null: all cores")
+    extraction_config: ExtractionSettings = Field(ExtractionSettings(), description="see below")
+    output_config: OutputSettings = Field(OutputSettings(), description="see below")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="see below")
+    broker_url: str | None = Field(None, description="Redis or Valkey, redis:// or rediss://")
+    store: str | None = Field(None, description="fsspec URL of the store; null: the folder runs under --output")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_rate(cls, given: Any) -> Any:
+        """``api_delay`` and ``requests_per_minute`` are one limit by two names."""
+        if isinstance(given, dict) and given.get("requests_per_minute") is not None:
+            if given.get("api_delay") is not None:
+                raise ValueError(
+                    "api_delay and requests_per_minute are the same limit: set one of them, and the other to null"
+                )
+            return given | {"api_delay": None}
+        return given
+
+    @property
+    def calls_per_minute(self) -> float | None:
+        """Teacher calls a minute for the whole cluster; None: no limit."""
+        if self.requests_per_minute is not None:
+            return self.requests_per_minute
+        return 60 / self.api_delay if self.api_delay else None
+
+    @property
+    def quantize(self) -> str | None:
+        """``4bit``, ``8bit`` or None, as :func:`factory.load_target` takes it."""
+        return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
+
+    @property
+    def models_allowed(self) -> list[str]:
+        """Models that a worker with these settings may load."""
+        return [self.target_model] if self.allowed_models is None else self.allowed_models
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Settings, and for every key that is not a default, where it came from."""
+
+    settings: Settings
+    origins: dict[str, str]
+    file: Path | None = None
+
+    def origin(self, key: str) -> str:
+        """Where a key's value came from: a file, a variable, a flag, or ``default``."""
+        return self.origins.get(key, "default")
+
+
+def load_configuration(
+    path: str | Path | None = None,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Configuration:
+    """Read the configuration: defaults, then the file, then ``FACTORY_*``, then flags.
+
+    Without ``path`` the file is ``FACTORY_CONFIG``, else ``config.yaml`` here if there is one. A
+    section's key is ``FACTORY_EXTRACTION_CONFIG__RECIPE``; values are read as YAML.
+
+    Raises:
+        ConfigError: missing file, unknown key (names the nearest), wrong type.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    file = _find_file(path or environment.get("FACTORY_CONFIG"))
+    sources = [_file_layer(file) if file else [], _environment_layer(environment)]
+    sources.append([("flag --" + key.replace("_", "-"), (key,), value) for key, value in (flags or {}).items()])
+    for layer in sources:
+        for origin, keys, value in layer:
+            _set(merged, keys, value)
+            origins[".".join(keys)] = origin
+    return Configuration(_validate(merged, origins), origins, file)
+
+
+def load_settings(path: str | Path | None = None) -> Settings:
+    """The settings alone (see :func:`load_configuration`)."""
+    return load_configuration(path).settings
+
+
+Layer = list[tuple[str, tuple[str, ...], Any]]
+
+
+def _find_file(path: str | Path | None) -> Path | None:
+    if path is not None:
+        return Path(path)
+    return Path(DEFAULT_FILE) if Path(DEFAULT_FILE).is_file() else None
+
+
+def _file_layer(file: Path) -> Layer:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration file {str(file)!r} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{file} should hold 'key: value' lines, found {type(content).__name__}")
+    return [(str(file), keys, value) for keys, value in _flatten(content or {})]
+
+
+def _flatten(content: dict[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
+    sections = {name for name, field in Settings.model_fields.items() if isinstance(field.default, _Section)}
+    flat: list[tuple[tuple[str, ...], Any]] = []
+    for key, value in content.items():
+        if key in sections and isinstance(value, dict):
+            flat += [((str(key), str(inner)), setting) for inner, setting in value.items()]
+        else:
+            flat.append(((str(key),), value))
+    return flat
+
+
+def _environment_layer(environment: Mapping[str, str]) -> Layer:
+    layer: Layer = []
+    for name, text in sorted(environment.items()):
+        if name.startswith(PREFIX) and name not in OTHER_VARIABLES:
+            keys = tuple(name.removeprefix(PREFIX).lower().split("__"))
+            layer.append((f"variable {name}", keys, _parse(text)))
+    return layer
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _set(merged: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        merged = merged.setdefault(key, {})
+    merged[keys[-1]] = value
+
+
+def _validate(merged: dict[str, Any], origins: Mapping[str, str]) -> Settings:
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        problem = error.errors()[0]
+    keys = [str(part) for part in problem["loc"]]
+    dotted = ".".join(keys)
+    where = next((origin for key, origin in origins.items() if dotted.startswith(key)), "configuration")
+    if problem["type"] == "extra_forbidden":
+        raise ConfigError(f"{where}: unknown key '{dotted}'. {_nearest(keys)}")
+    message = problem["msg"].removeprefix("Value error, ")
+    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
+    raise ConfigError(f"{where}: key '{dotted}': {message}{found}" if keys else f"configuration: {message}")
+
+
+def _nearest(keys: list[str]) -> str:
+    model: type[BaseModel] = Settings
+    for key in keys[:-1]:
+        model = type(model.model_fields[key].default)
+    near = difflib.get_close_matches(keys[-1], model.model_fields, n=1, cutoff=0.5)
+    return f"Did you mean '{'.'.join([*keys[:-1], near[0]])}'?" if near else "'svf config' lists every key."

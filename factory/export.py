@@ -1,0 +1,78 @@
+"""What a run leaves under the output folder: datasets, vectors, and the assets of the agent SAM.
+
+File formats: docs/format.md and docs/sam.md. This module reads finished styles from the store.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from factory.config import OutputSettings
+from factory.errors import StoreError
+from factory.pairs import write_atomically
+from factory.plan import dataset_path
+from factory.run import Ledger
+from factory.styles import Style
+from factory.vector import SteeringVector
+
+
+def vector_path(output: Path, style: str) -> Path:
+    """Where a style's ``.pt`` lies under the output folder."""
+    return output / "steering_vectors" / f"{style}.pt"
+
+
+def sam_template(style: Style, vector: SteeringVector) -> dict[str, Any]:
+    """What SAM's prompt steerer reads about a style, with what is known of its vector."""
+    known = vector.metadata
+    return {
+        "style_name": style.name,
+        "description": style.description,
+        "system_instruction": style.instruction(),
+        "reasoning_pattern": style.reasoning_pattern,
+        "strength_modulation": style.strength_modulation.model_dump(),
+        "example_phrases": list(style.example_phrases),
+        "cognitive_markers": list(style.cognitive_markers),
+        "metadata": {
+            "model_name": vector.model_name,
+            "layers": vector.layer_indices,
+            "pairs_used": known.get("pairs_used"),
+            "split_half_cosine": known.get("quality", {}).get("split_half_cosine"),
+            "recommended_strength": known.get("recommended_strength"),
+            "effectiveness_score": known.get("effect"),
+            "factory_version": known.get("factory_version"),
+        },
+    }
+
+
+def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSettings) -> Path:
+    """Write a finished style's dataset, vector files and SAM assets; returns the ``.pt``'s path.
+
+    Raises:
+        StoreError: the store no longer holds what the ledger says.
+    """
+    content = ledger.store.read(ledger.vector_key(style.name))
+    dataset = ledger.store.read(ledger.dataset_key(style.name))
+    if content is None or dataset is None:
+        raise StoreError(f"style {style.name!r} is done, but its vector or dataset is gone from the store; resume it")
+    vector = SteeringVector.from_bytes(content, source=f"{style.name}.pt")
+    path = vector_path(output, style.name)
+    write_atomically(dataset_path(output, style.name), dataset)
+    write_vector(vector, path)
+    if settings.copy_to_sam_assets:
+        write_sam_assets(style, vector, output / settings.sam_assets_dir)
+    return path
+
+
+def write_vector(vector: SteeringVector, path: Path) -> None:
+    """Write a vector's ``.pt`` and, beside it, its ``.safetensors``."""
+    vector.save(path)
+    vector.save(path.with_suffix(".safetensors"))
+
+
+def write_sam_assets(style: Style, vector: SteeringVector, folder: Path) -> None:
+    """Write a style's ``.pt`` and template into SAM's assets folder."""
+    vector.save(folder / f"{style.name}.pt")
+    template = json.dumps(sam_template(style, vector), indent=2, ensure_ascii=False)
+    write_atomically(folder / f"{style.name}_template.json", template + "\n")

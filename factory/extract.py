@@ -1,0 +1,233 @@
+"""Extraction: run the target model over rendered pairs and take differences of cached states.
+
+The model runs without its output layer and stops at the last needed layer; texts of similar
+length share a forward pass, and what texts have in common is read once (prefix.py). Results do
+not depend on how texts were batched beyond the rounding of the dtype. This module does not know
+where pairs come from nor where differences go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from factory.errors import PairRejected
+from factory.kv import KVCache, LastLayerRead, Prefix, ReadingCache
+from factory.pairs import ContrastivePair
+from factory.prefix import Segment, levels, share_prefixes
+from factory.recipe import Recipe, Rendering, render_in_group, usable_pairs
+from factory.target import Target
+
+BATCH_TOKENS = {"cuda": 16384, "mps": 4096, "cpu": 2048}
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A pair that could not be read: ``reason`` is a short code, ``message`` says more."""
+
+    pair_id: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What one batch of pairs gave.
+
+    ``keys`` and ``values`` are float32 ``[n_pairs, n_layers, n_kv_heads, head_dim]``, positive
+    minus negative, in the order of ``pair_ids``.
+    """
+
+    pair_ids: list[str]
+    keys: Tensor
+    values: Tensor
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RenderedBatch:
+    """A batch as the target model will read it, and the pairs that it will not read."""
+
+    pair_ids: list[str]
+    renderings: list[Rendering]
+    rejected: list[Rejection]
+
+
+def render_batch(batch: Sequence[ContrastivePair], target: Target, recipe: Recipe) -> RenderedBatch:
+    """Render every pair of a batch that can be read; record the others with their reason."""
+    usable, refused = usable_pairs(batch, target)
+    rejected = [Rejection(pair.pair_id, error.reason, str(error)) for pair, error in refused]
+    pair_ids, renderings = [], []
+    for pair in usable:
+        try:
+            renderings.append(render_in_group(pair, usable, target, recipe))
+            pair_ids.append(pair.pair_id)
+        except PairRejected as error:
+            rejected.append(Rejection(pair.pair_id, error.reason, str(error)))
+    return RenderedBatch(pair_ids, renderings, rejected)
+
+
+def extract_rendered(
+    batch: RenderedBatch, target: Target, layers: Sequence[int], *, batch_tokens: int | None = None
+) -> Differences:
+    """Read a rendered batch: positive minus negative states of each pair at ``layers``.
+
+    ``batch_tokens`` bounds a forward pass; it is halved, not exceeded, when memory runs out.
+    Pairs whose difference is not finite are rejected.
+    """
+    texts = [ids for r in batch.renderings for ids in (r.positive_ids, r.negative_ids)]
+    positions = [at for r in batch.renderings for at in (r.positive_positions, r.negative_positions)]
+    states = read_states(texts, positions, target, layers, batch_tokens=batch_tokens)
+    kept: list[tuple[str, KVCache]] = []
+    rejected = list(batch.rejected)
+    for number, pair_id in enumerate(batch.pair_ids):
+        difference = states[2 * number] - states[2 * number + 1]
+        if difference.is_finite():
+            kept.append((pair_id, difference))
+        else:
+            message = f"{pair_id}: the difference is not finite ({target.dtype} overflowed)"
+            rejected.append(Rejection(pair_id, "not_finite", message))
+    shape = (0, len(layers), *target.shape)
+    keys = torch.stack([d.keys for _, d in kept]) if kept else torch.zeros(shape)
+    values = torch.stack([d.values for _, d in kept]) if kept else torch.zeros(shape)
+    return Differences([pair_id for pair_id, _ in kept], keys, values, rejected)
+
+
+def extract_batch(
+    batch: Sequence[ContrastivePair],
+    target: Target,
+    layers: Sequence[int],
+    recipe: Recipe,
+    *,
+    batch_tokens: int | None = None,
+) -> Differences:
+    """Differences of one batch of pairs (see :func:`extract_rendered`)."""
+    return extract_rendered(render_batch(batch, target, recipe), target, layers, batch_tokens=batch_tokens)
+
+
+@torch.inference_mode()
+def read_states(
+    texts: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    target: Target,
+    layers: Sequence[int],
+    *,
+    batch_tokens: int | None = None,
+) -> list[KVCache]:
+    """The cached states of each text at ``layers``, averaged over its ``positions``.
+
+    ``texts`` are token ids; ``positions[i]`` are sorted indices into ``texts[i]``.
+    """
+    budget = batch_tokens or BATCH_TOKENS[target.device.type]
+    reading = _Reading(positions, target, layers)
+    for level in levels(share_prefixes(texts, [at[0] for at in positions])):
+        for chunk in _chunks(level, budget):
+            reading.read(chunk)
+    return [reading.states[number] for number in range(len(texts))]
+
+
+def _chunks(level: Sequence[Segment], budget: int) -> Iterator[list[Segment]]:
+    """Segments of similar length together, at most ``budget`` tokens a chunk, padding counted."""
+    ordered = sorted(level, key=lambda segment: (segment.text is None, len(segment.ids), segment.start, segment.ids))
+    chunk: list[Segment] = []
+    for segment in ordered:
+        mixed = chunk and (chunk[0].text is None) != (segment.text is None)
+        if chunk and (mixed or (len(chunk) + 1) * len(segment.ids) > budget):
+            yield chunk
+            chunk = []
+        chunk.append(segment)
+    if chunk:
+        yield chunk
+
+
+class _Reading:
+    """One pass over a batch's segments: prefixes kept on the way, states of the texts at the end."""
+
+    def __init__(self, positions: Sequence[Sequence[int]], target: Target, layers: Sequence[int]) -> None:
+        self.positions = positions
+        self.target = target
+        self.layers = list(layers)
+        self.prefixes: dict[int, Prefix] = {}
+        self.states: dict[int, KVCache] = {}
+
+    def read(self, chunk: Sequence[Segment]) -> None:
+        """Run one forward pass over ``chunk``; on memory exhaustion, over its halves."""
+        try:
+            self._forward(chunk)
+        except torch.OutOfMemoryError:
+            if len(chunk) == 1:
+                raise
+            torch.cuda.empty_cache()
+            self.read(chunk[: len(chunk) // 2])
+            self.read(chunk[len(chunk) // 2 :])
+
+    def _forward(self, chunk: Sequence[Segment]) -> None:
+        inner = chunk[0].text is None
+        reads = [] if inner else [(row, at) for row, segment in enumerate(chunk) for at in self._columns(segment)]
+        parents = [self.prefixes[id(s.parent)] for s in chunk if s.parent is not None]
+        rows = self.target.tensor([row for row, _ in reads])
+        columns = self.target.tensor([column for _, column in reads])
+        cache = ReadingCache(self.layers, (rows, columns), prefixes=parents or None, keep_all=inner)
+        try:
+            self.target.model.base_model(
+                input_ids=self._padded([segment.ids for segment in chunk]),
+                position_ids=self._position_ids(chunk),
+                attention_mask=self._mask(chunk, cache.prefix_length) if parents else None,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        except LastLayerRead:
+            pass
+        if inner:
+            for row, segment in enumerate(chunk):
+                self.prefixes[id(segment)] = cache.prefix_of(row, len(segment.ids))
+        else:
+            self._collect(chunk, cache)
+
+    def _columns(self, leaf: Segment) -> list[int]:
+        assert leaf.text is not None
+        return [position - leaf.start for position in self.positions[leaf.text]]
+
+    def _padded(self, ids: Sequence[list[int]]) -> Tensor:
+        """Token ids, padded on the right: [batch, longest]. Causality hides the padding from the text."""
+        longest = max(map(len, ids))
+        return self.target.tensor([row + [0] * (longest - len(row)) for row in ids])
+
+    def _position_ids(self, chunk: Sequence[Segment]) -> Tensor:
+        longest = max(len(segment.ids) for segment in chunk)
+        starts = self.target.tensor([segment.start for segment in chunk])
+        ahead = starts[:, None] + torch.arange(longest, device=starts.device)  # [batch, longest]
+        last = starts[:, None] + self.target.tensor([[len(segment.ids) - 1] for segment in chunk])
+        return torch.minimum(ahead, last)  # padding must not run past a table of learned positions
+
+    def _mask(self, chunk: Sequence[Segment], prefix_length: int) -> Tensor:
+        """Who sees whom: own prefix without its padding, then causally: [batch, 1, longest, keys]."""
+        longest = max(len(segment.ids) for segment in chunk)
+        device = self.target.device
+        starts = self.target.tensor([segment.start for segment in chunk])
+        prefix = torch.arange(prefix_length, device=device) < starts[:, None]  # [batch, prefix_length]
+        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+        parts = [prefix[:, None].expand(-1, longest, -1), causal.expand(len(chunk), -1, -1)]
+        allowed = torch.cat(parts, dim=2)[:, None]
+        if self.target.model.config._attn_implementation == "sdpa":
+            return allowed
+        dtype = self.target.model.dtype
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+    def _collect(self, chunk: Sequence[Segment], cache: ReadingCache) -> None:
+        """Turn keys back to position 0 and average each text's positions."""
+        numbers = [segment.text for segment in chunk if segment.text is not None]
+        flat = [position for number in numbers for position in self.positions[number]]
+        keys = torch.stack([cache.read[layer][0] for layer in self.layers], dim=1)
+        values = torch.stack([cache.read[layer][1] for layer in self.layers], dim=1)
+        # both [n_reads, n_layers, n_kv_heads, head_dim]
+        keys = self.target.rotation.turn(keys, self.target.tensor(flat), self.layers, back=True)
+        keys, values = keys.cpu(), values.cpu()
+        start = 0
+        for number in numbers:
+            stop = start + len(self.positions[number])
+            self.states[number] = KVCache(keys[start:stop].mean(dim=0), values[start:stop].mean(dim=0))
+            start = stop

@@ -1,0 +1,202 @@
+"""Contrastive pairs: the same question answered in a style and plainly; and their files.
+
+A dataset is JSON Lines: a metadata object first, then one pair a line (docs/format.md).
+A *batch* is the group of pairs that one task reads; it is cut by the pair's own ``batch`` number,
+so that adding pairs adds batches and changes none. This module does not know how a pair was
+written, nor what reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from factory.errors import ConfigError, DatasetError
+
+BATCH_SIZE = 16
+REQUIRED_FIELDS = (
+    "question",
+    "positive_prompt",
+    "positive_response",
+    "negative_prompt",
+    "negative_response",
+    "style",
+    "pair_id",
+)
+
+
+@dataclass(frozen=True)
+class ContrastivePair:
+    """One question, answered in the style (positive) and plainly (negative).
+
+    ``batch`` is the number of the batch in which the pair was written, if it is known. ``extra``
+    holds whatever else its dataset line says (checks, provenance, cost).
+    """
+
+    question: str
+    positive_response: str
+    negative_response: str
+    style: str = ""
+    positive_prompt: str = ""
+    negative_prompt: str = ""
+    pair_id: str = ""
+    batch: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.pair_id:
+            object.__setattr__(self, "pair_id", make_pair_id(self.style, self.question))
+
+    def to_json(self) -> dict[str, Any]:
+        """The dataset line: the required fields first, in their documented order."""
+        line: dict[str, Any] = {name: getattr(self, name) for name in REQUIRED_FIELDS}
+        if self.batch is not None:
+            line["batch"] = self.batch
+        return line | self.extra
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> ContrastivePair:
+        """The pair of one dataset line.
+
+        Raises:
+            ValueError: a field is missing or is not text.
+        """
+        for name in REQUIRED_FIELDS:
+            if name not in line:
+                raise ValueError(f"field {name!r} is missing")
+            if not isinstance(line[name], str):
+                raise ValueError(f"field {name!r} should be text, found {type(line[name]).__name__}")
+        batch = line.get("batch")
+        if batch is not None and (not isinstance(batch, int) or batch < 0):
+            raise ValueError(f"field 'batch' should be a whole number from 0, found {batch!r}")
+        known = {name: line[name] for name in REQUIRED_FIELDS}
+        extra = {key: value for key, value in line.items() if key not in known and key != "batch"}
+        return cls(**known, batch=batch, extra=extra)
+
+
+def make_pair_id(style: str, question: str) -> str:
+    """A pair's name: the same question of the same style is the same pair, wherever it is written."""
+    digest = hashlib.sha256(question.encode()).hexdigest()[:12]
+    return f"{style}-{digest}" if style else digest
+
+
+def cut_batches(pairs: Sequence[ContrastivePair], batch_size: int = BATCH_SIZE) -> list[list[ContrastivePair]]:
+    """Cut ``pairs`` into the batches that tasks read.
+
+    Pairs that know their batch stay in it; without that, ``batch_size`` neighbours form a batch.
+    """
+    if any(pair.batch is None for pair in pairs):
+        return [list(pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
+    batches: dict[int, list[ContrastivePair]] = {}
+    for pair in pairs:
+        batches.setdefault(pair.batch or 0, []).append(pair)
+    return [batches[number] for number in sorted(batches)]
+
+
+def number_batches(
+    pairs: Sequence[ContrastivePair], batch_size: int = BATCH_SIZE, start: int = 0
+) -> list[ContrastivePair]:
+    """Write each pair's batch number into it, counting from ``start``."""
+    batches = [pairs[at : at + batch_size] for at in range(0, len(pairs), batch_size)]
+    return [replace(pair, batch=start + n) for n, batch in enumerate(batches) for pair in batch]
+
+
+def load_dataset(path: str | Path) -> tuple[dict[str, Any], list[ContrastivePair]]:
+    """Read a dataset's metadata and pairs.
+
+    Raises:
+        DatasetError: missing file; a line that is not JSON, lacks a field or repeats a pair (named
+            by file and line); no pairs.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DatasetError(f"dataset {str(path)!r} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"dataset {str(path)!r} cannot be read: {error}") from None
+    metadata: dict[str, Any] = {}
+    pairs: dict[str, ContrastivePair] = {}
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        line = _parse_line(text, where=f"{path}, line {number}")
+        if line.get("type") == "metadata":
+            metadata = line
+            continue
+        try:
+            pair = ContrastivePair.from_json(line)
+        except ValueError as error:
+            raise DatasetError(f"{path}, line {number}: {error}") from None
+        if pair.pair_id in pairs:
+            raise DatasetError(f"{path}, line {number}: pair_id {pair.pair_id!r} appears twice")
+        pairs[pair.pair_id] = pair
+    if not pairs:
+        raise DatasetError(f"dataset {str(path)!r} holds no pairs")
+    return metadata, list(pairs.values())
+
+
+def _parse_line(text: str, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{where}: not JSON ({error.msg})") from None
+    if not isinstance(line, dict):
+        raise DatasetError(f"{where}: expected a JSON object, found {type(line).__name__}")
+    return line
+
+
+def load_pairs(path: str | Path) -> list[ContrastivePair]:
+    """Read a dataset's pairs, in the order of the file.
+
+    Raises:
+        DatasetError: see :func:`load_dataset`.
+    """
+    return load_dataset(path)[1]
+
+
+def format_dataset(pairs: Iterable[ContrastivePair], metadata: dict[str, Any]) -> str:
+    """The text of a dataset file: the metadata line, then one line a pair."""
+    pairs = list(pairs)
+    head = {"type": "metadata", **metadata, "total_pairs": len(pairs)}
+    lines = [head, *(pair.to_json() for pair in pairs)]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    raw = content.encode() if isinstance(content, str) else content
+    try:
+        temporary.write_bytes(raw)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(content: str | bytes) -> str:
+    """The SHA-256 of text or bytes, in hexadecimal."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def load_questions(path: str | Path) -> list[str]:
+    """Read a question file: one a line, ``#`` starts a comment, repeats are dropped.
+
+    Raises:
+        ConfigError: missing or unreadable file, or no question in it.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"question file {str(path)!r} cannot be read: {error}") from None
+    questions = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not questions:
+        raise ConfigError(f"question file {str(path)!r} holds no question: write one a line")
+    return list(dict.fromkeys(questions))

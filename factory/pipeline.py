@@ -1,0 +1,130 @@
+"""Build a vector here, in this process: pairs in, vector out.
+
+Workers call the same functions with a queue between the steps, so both ways give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from factory.errors import StyleFailed
+from factory.extract import Differences, Rejection, extract_batch
+from factory.pairs import ContrastivePair, cut_batches, sha256_of
+from factory.recipe import Recipe, as_recipe
+from factory.statistics import FirstPass, SecondPass, summarize
+from factory.target import Target, parse_layers
+from factory.vector import SteeringVector
+
+DISTRIBUTION = "steering-vector-factory"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where differences came from: everything a vector's file says beyond its numbers."""
+
+    style: str
+    model_name: str
+    layers: list[int]
+    extraction_config: dict[str, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def describe_extraction(target: Target, recipe: Recipe, layers: Sequence[int]) -> dict[str, Any]:
+    """The ``extraction_config`` of a vector: all that decides its numbers beside the pairs."""
+    return {
+        "recipe": recipe.name,
+        "n_shots": recipe.n_shots if recipe.name == "fewshot" else None,
+        "n_tokens": recipe.n_tokens if recipe.name == "response_mean" else None,
+        "target_layers": list(layers),
+        "max_sequence_length": recipe.max_sequence_length,
+        "dtype": target.dtype,
+        "keys": "rotated to position 0" if target.rotation.embedding is not None else "as cached",
+        "neutral_token_id": target.neutral_id,
+        "chat_template_sha256": target.template_sha256,
+        "model_revision": target.revision,
+    }
+
+
+def hash_pairs(pairs: Iterable[ContrastivePair]) -> str:
+    """One hash of what the pairs say, whatever file they stand in."""
+    lines = [f"{p.pair_id}\n{p.question}\n{p.positive_response}\n{p.negative_response}\n" for p in pairs]
+    return sha256_of("".join(lines))
+
+
+def reduce_differences(batches: Callable[[], Iterable[Differences]], origin: Origin) -> SteeringVector:
+    """Average a style's differences into its vector, in the order in which ``batches()`` gives them.
+
+    ``batches`` is called twice: once to sum, once to hold each pair against the mean. Memory does
+    not grow with the number of pairs.
+
+    Raises:
+        StyleFailed: no pair could be read; lists the reasons.
+    """
+    first: FirstPass | None = None
+    rejected: list[Rejection] = []
+    for batch in batches():
+        shape = batch.values.shape
+        first = first or FirstPass.start((shape[1], shape[2], shape[3]))
+        first.add(batch)
+        rejected += batch.rejected
+    if first is None or not first.total.count:
+        raise StyleFailed(f"style {origin.style!r}: no pair could be read. {describe_rejections(rejected)}")
+    keys, values = first.total.mean()
+    second = SecondPass(values)
+    for batch in batches():
+        second.add(batch)
+    used = first.total.count
+    counts = {
+        "total_pairs": used + len(rejected),
+        "pairs_used": used,
+        "pairs_failed": len(rejected),
+        "failures": [{"pair_id": r.pair_id, "reason": r.reason} for r in rejected[:100]],
+        "factory_version": version(DISTRIBUTION),
+        "model_revision": origin.extraction_config["model_revision"],
+    }
+    metadata = {**origin.metadata, **counts, "quality": summarize(first, second)}
+    return SteeringVector(
+        origin.style, keys, values, origin.layers, origin.model_name, metadata, origin.extraction_config
+    )
+
+
+def describe_rejections(rejected: Sequence[Rejection]) -> str:
+    """Reasons and how often, the first of each spelled out; empty if there are none."""
+    examples: dict[str, str] = {}
+    for rejection in rejected:
+        examples.setdefault(rejection.reason, rejection.message)
+    counts = {reason: sum(r.reason == reason for r in rejected) for reason in examples}
+    return "; ".join(f"{counts[reason]} x {reason} ({message})" for reason, message in examples.items())
+
+
+def build_vector(
+    pairs: Sequence[ContrastivePair],
+    target: Target,
+    *,
+    style: str | None = None,
+    recipe: Recipe | str = Recipe.name,
+    layers: str | int | Sequence[int] | range = "all",
+    batch_tokens: int | None = None,
+) -> SteeringVector:
+    """Make a style's vector from its pairs, in this process.
+
+    ``layers`` takes ``"all"``, a list, a range or text such as ``"8-15,20"``. Pairs that cannot
+    be read are left out and counted in the vector's metadata with their reason.
+
+    Raises:
+        LayerError: the model does not have a layer.
+        StyleFailed: no pair could be read.
+    """
+    chosen, how = parse_layers(layers, target.n_layers), as_recipe(recipe)
+    parts = [extract_batch(b, target, chosen, how, batch_tokens=batch_tokens) for b in cut_batches(pairs)]
+    origin = Origin(
+        style=style or (pairs[0].style if pairs else ""),
+        model_name=target.name,
+        layers=chosen,
+        extraction_config=describe_extraction(target, how, chosen),
+        metadata={"dataset_sha256": hash_pairs(pairs)},
+    )
+    return reduce_differences(lambda: parts, origin)

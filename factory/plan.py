@@ -1,0 +1,227 @@
+"""Planning a run: from settings to a frozen specification and its batches, before anything starts.
+
+Reads styles, questions and datasets, and refuses what cannot work. This module contacts neither
+the teacher nor the broker, and loads no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory.config import Settings
+from factory.errors import ConfigError
+from factory.log import log
+from factory.pairs import ContrastivePair, cut_batches, load_dataset, load_questions, number_batches
+from factory.run import BatchSpec, EvaluationSpec, ExtractionSpec, RunSpec, StyleRun, TeacherSpec, new_run_id
+from factory.store import Store
+from factory.styles import Style, load_style
+from factory.teacher import OPENAI_KEY, find_key
+
+BUILT_IN_QUESTIONS = "default.txt"
+HELD_OUT_QUESTIONS = "heldout.txt"
+
+
+def shipped_file(folder: str, name: str) -> Path:
+    """A file of ``datasets/`` or ``questions/`` as it came with the factory.
+
+    A wheel holds both folders inside the package; a checkout has them beside it.
+    """
+    package = Path(__file__).parent
+    inside = package / "data" / folder / name
+    return inside if inside.exists() else package.parent / folder / name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start: its specification and the batches of each style."""
+
+    spec: RunSpec
+    batches: dict[str, list[BatchSpec]]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any pair is still to be written."""
+        return any(part.from_teacher for part in self.spec.styles)
+
+
+@dataclass(frozen=True)
+class StyleRequest:
+    """One style that is asked for: with its own questions, or those of the run."""
+
+    style: Style
+    questions: tuple[str, ...]
+    own_questions: bool
+    limit: int | None
+
+
+def plan_run(
+    settings: Settings,
+    store: Store,
+    output: Path,
+    *,
+    limit: int | None = None,
+    questions: dict[str, list[str]] | None = None,
+) -> Plan:
+    """Freeze what a run will do. Pairs that exist are put into the store here.
+
+    ``questions`` gives single styles their own; ``limit`` bounds the pairs a style.
+
+    Raises:
+        ConfigError: unknown style, no questions, a damaged dataset, or a style that has neither
+            a dataset nor a key to write one.
+    """
+    requests = [_request(settings, name, limit, (questions or {}).get(name)) for name in settings.styles]
+    parts: list[StyleRun] = []
+    batches: dict[str, list[BatchSpec]] = {}
+    for request in requests:
+        metadata, pairs = _existing_pairs(settings, request, output)
+        chosen, missing = _choose(request, pairs, extend=settings.extend or not pairs)
+        if missing:
+            _require_key(settings, request.style.name)
+        specs = _batch_specs(chosen, missing, store, settings)
+        batches[request.style.name] = specs
+        parts.append(
+            StyleRun(
+                style=request.style,
+                n_pairs=sum(spec.n_pairs for spec in specs),
+                n_batches=len(specs),
+                from_teacher=bool(missing),
+                dataset_metadata=metadata,
+            )
+        )
+    spec = RunSpec(
+        run_id=new_run_id(),
+        styles=tuple(parts),
+        extraction=_extraction(settings),
+        teacher=_teacher(settings),
+        evaluation=_evaluation(settings) if settings.output_config.generate_analysis_reports else None,
+        max_failed_fraction=settings.max_failed_fraction,
+        min_pairs=settings.min_pairs,
+        max_cost_usd=settings.max_cost_usd,
+        keep_differences=settings.output_config.save_intermediate_files,
+    )
+    return Plan(spec, batches)
+
+
+def _request(settings: Settings, name: str, limit: int | None, own: list[str] | None) -> StyleRequest:
+    style = load_style(name, settings.styles_dir)
+    return StyleRequest(
+        style=style,
+        questions=tuple(own or run_questions(settings)),
+        own_questions=bool(own or settings.custom_questions_file),
+        limit=limit,
+    )
+
+
+def run_questions(settings: Settings) -> list[str]:
+    """The questions that pairs are written from: the file's, then the additional ones."""
+    file = settings.custom_questions_file or shipped_file("questions", BUILT_IN_QUESTIONS)
+    return list(dict.fromkeys([*load_questions(file), *settings.additional_questions]))
+
+
+def dataset_path(output: Path, style: str) -> Path:
+    """Where a style's dataset lies under the output folder."""
+    return output / "datasets" / f"{style}_pairs.jsonl"
+
+
+def _existing_pairs(
+    settings: Settings, request: StyleRequest, output: Path
+) -> tuple[dict[str, object], list[ContrastivePair]]:
+    """The style's dataset: the one in the output folder, else the one that comes with the factory."""
+    if settings.regenerate_datasets:
+        return {}, []
+    name = request.style.name
+    own = dataset_path(output, name)
+    shipped = shipped_file("datasets", own.name)
+    candidates = [own] if request.own_questions else [own, shipped]
+    for path in candidates:
+        if path.is_file():
+            metadata, pairs = load_dataset(path)
+            log.info("style %s: using the dataset %s", name, path)
+            return metadata, pairs
+    return {}, []
+
+
+def _choose(
+    request: StyleRequest, pairs: Sequence[ContrastivePair], *, extend: bool
+) -> tuple[list[ContrastivePair], list[str]]:
+    """Which existing pairs are used, and which questions are still to be answered."""
+    chosen = list(pairs[: request.limit])
+    if not extend:
+        return chosen, []
+    answered = {pair.question for pair in pairs}
+    room = None if request.limit is None else max(0, request.limit - len(chosen))
+    return chosen, [question for question in request.questions if question not in answered][:room]
+
+
+def _batch_specs(
+    pairs: Sequence[ContrastivePair], questions: Sequence[str], store: Store, settings: Settings
+) -> list[BatchSpec]:
+    size = settings.extraction_config.batch_size
+    specs: list[BatchSpec] = []
+    for batch in cut_batches(pairs, size):
+        numbered = number_batches(batch, len(batch), start=len(specs))
+        key = store.put_json("pairs", {"pairs": [pair.to_json() for pair in numbered], "rejected": []})
+        specs.append(BatchSpec(number=len(specs), pairs_key=key, n_pairs=len(batch)))
+    for start in range(0, len(questions), size):
+        part = tuple(questions[start : start + size])
+        specs.append(BatchSpec(number=len(specs), questions=part, n_pairs=len(part)))
+    return specs
+
+
+def _require_key(settings: Settings, style: str) -> None:
+    if find_key(settings.base_url, settings.api_key_env) is None:
+        variable = settings.api_key_env or OPENAI_KEY
+        raise ConfigError(
+            f"style {style!r} has no dataset, and there is no API key to write one. Either set {variable} (or "
+            f"--api-key, or base_url for a server of your own), or put {style}_pairs.jsonl into the datasets folder"
+        )
+
+
+def _extraction(settings: Settings) -> ExtractionSpec:
+    from_file = settings.extraction_config.model_dump(exclude={"batch_size"})
+    return ExtractionSpec(
+        target_model=settings.target_model, dtype=settings.dtype, quantize=settings.quantize, **from_file
+    )
+
+
+def _teacher(settings: Settings) -> TeacherSpec:
+    return TeacherSpec(
+        model=resolve_model(settings),
+        requested_model=settings.teacher_model,
+        base_url=settings.base_url,
+        temperature=settings.temperature,
+        max_response_tokens=settings.max_response_tokens,
+        reasoning_effort=settings.reasoning_effort,
+        judge_model=settings.judge_model,
+    )
+
+
+def resolve_model(settings: Settings) -> str:
+    """The teacher model that will answer: a retired OpenAI model's successor, else what was asked for.
+
+    Raises:
+        ConfigError: the model is retired and ``strict_model`` is set.
+    """
+    asked = settings.teacher_model
+    successor = settings.retired_models.get(asked) if settings.base_url is None else None
+    if successor is None:
+        return asked
+    if settings.strict_model:
+        raise ConfigError(f"teacher_model {asked!r} is retired at OpenAI, and strict_model is set: use {successor!r}")
+    return successor
+
+
+def _evaluation(settings: Settings) -> EvaluationSpec:
+    wanted = settings.evaluation
+    questions = load_questions(wanted.questions_file or shipped_file("questions", HELD_OUT_QUESTIONS))
+    return EvaluationSpec(
+        questions=tuple(questions[: wanted.limit]),
+        strengths=tuple(wanted.strengths),
+        positions=tuple(wanted.positions),
+        layer_sets=tuple(wanted.layer_sets),
+        max_new_tokens=wanted.max_new_tokens,
+        judge_model=wanted.judge_model,
+    )

@@ -1,0 +1,75 @@
+"""Live progress of a run on the terminal, from its ledger alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from factory.run import Ledger, StyleProgress
+
+POLL = 0.5  # s
+
+
+def watch(ledger: Ledger, console: Console, check: Callable[[], None] = lambda: None) -> list[StyleProgress]:
+    """Show a run until every style has ended; returns how each ended.
+
+    ``check`` is called at each look and may raise to stop watching.
+    """
+    names = [part.style.name for part in ledger.spec.styles]
+    width = max(map(len, names))
+    bars = Progress(
+        TextColumn("{task.fields[mark]}"),
+        TextColumn(f"{{task.description:<{width}}}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    with Live(bars, console=console, refresh_per_second=4):
+        rows = {name: bars.add_task(name, total=1, mark="[dim]·", note="waiting") for name in names}
+        while True:
+            check()
+            states = [ledger.progress(name) for name in names]
+            for state in states:
+                _show(bars, rows[state.style], state)
+            if all(state.state in ("done", "failed") for state in states):
+                return states
+            time.sleep(POLL)
+
+
+def _show(bars: Progress, row: TaskID, state: StyleProgress) -> None:
+    if bars.tasks[row].finished:
+        return
+    marks = {"waiting": "[dim]·", "running": "[cyan]>", "done": "[green]+", "failed": "[red]x"}
+    total = 2 * state.pairs
+    complete = total if state.state in ("done", "failed") else min(total - 1, state.written + state.extracted)
+    bars.update(row, total=total, completed=complete, mark=marks[state.state], note=describe(state))
+
+
+def describe(state: StyleProgress) -> str:
+    """A style's progress in a few words."""
+    words = f"{state.extracted}/{state.pairs} pairs extracted"
+    if state.written < state.pairs and state.state == "running":
+        words = f"{state.written}/{state.pairs} written, {words}"
+    if state.failed:
+        words += f", [yellow]{state.failed} failed[/yellow]"
+    if state.spent_usd:
+        words += f", ${state.spent_usd:.4f}"
+    return words
+
+
+def snapshot(ledger: Ledger) -> dict[str, object]:
+    """A run's progress as plain data, for ``svf status --json``."""
+    states = [ledger.progress(part.style.name) for part in ledger.spec.styles]
+    ended = all(state.state in ("done", "failed") for state in states)
+    return {
+        "run": ledger.run_id,
+        "state": "running" if not ended else "failed" if any(s.state == "failed" for s in states) else "done",
+        "target_model": ledger.spec.extraction.target_model,
+        "styles": [asdict(state) for state in states],
+    }

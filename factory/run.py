@@ -1,0 +1,255 @@
+"""A run: what must be the same on every machine, frozen; and its ledger in the store.
+
+The specification travels by its run id; the ledger says which batches are written and extracted.
+The queue may forget, the ledger does not: every question about progress, repair and resumption is
+answered from it. This module knows neither the queue nor the models.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from factory.errors import ConfigError, StoreError
+from factory.store import Store
+from factory.styles import Style
+
+RUN_FILE = "run.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TeacherSpec(_Frozen):
+    """Who writes the pairs, and how they are asked."""
+
+    model: str
+    requested_model: str
+    base_url: str | None = None
+    temperature: float | None = None
+    max_response_tokens: int = 800
+    reasoning_effort: str | None = None
+    judge_model: str | None = None
+
+
+class ExtractionSpec(_Frozen):
+    """What the target model reads, and which states are taken."""
+
+    target_model: str
+    target_layers: str | int | list[int]
+    recipe: str
+    n_shots: int
+    n_tokens: int | None = None
+    max_sequence_length: int
+    batch_tokens: int | None = None
+    dtype: str = "auto"
+    quantize: str | None = None
+
+
+class EvaluationSpec(_Frozen):
+    """The held-out questions and the sweep."""
+
+    questions: tuple[str, ...]
+    strengths: tuple[float, ...]
+    positions: tuple[int, ...]
+    layer_sets: tuple[str, ...]
+    max_new_tokens: int
+    judge_model: str | None = None
+
+
+class BatchSpec(_Frozen):
+    """One batch of a style: questions to be answered, or the store key of pairs that exist."""
+
+    number: int
+    questions: tuple[str, ...] = ()
+    pairs_key: str | None = None
+    n_pairs: int
+
+
+class StyleRun(_Frozen):
+    """One style of a run. ``from_teacher``: some of its pairs are still to be written."""
+
+    style: Style
+    n_pairs: int
+    n_batches: int
+    from_teacher: bool
+    dataset_metadata: dict[str, Any] = {}
+
+
+class RunSpec(_Frozen):
+    """Everything that decides the bytes of a run's vectors."""
+
+    run_id: str
+    styles: tuple[StyleRun, ...]
+    extraction: ExtractionSpec
+    teacher: TeacherSpec
+    evaluation: EvaluationSpec | None = None
+    max_failed_fraction: float
+    min_pairs: int
+    max_cost_usd: float | None = None
+    keep_differences: bool = False
+
+    def style_run(self, name: str) -> StyleRun:
+        """The part of the run about one style.
+
+        Raises:
+            ConfigError: the run does not make that style.
+        """
+        for part in self.styles:
+            if part.style.name == name:
+                return part
+        raise ConfigError(f"run {self.run_id} does not make style {name!r}")
+
+
+def new_run_id() -> str:
+    """A name for a run: when it was submitted, and four random letters."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)
+
+
+@dataclass(frozen=True)
+class StyleProgress:
+    """How far one style is, in pairs. ``state``: waiting, running, done or failed."""
+
+    style: str
+    state: str
+    pairs: int
+    written: int
+    extracted: int
+    failed: int
+    reasons: dict[str, int]
+    spent_usd: float
+    message: str = ""
+
+
+Step = Literal["written", "extracted"]
+
+
+class Ledger:
+    """What is done of one run, in files of its folder of the store."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store = store
+        self.run_id = run_id
+        self._seen: dict[str, dict[str, Any]] = {}  # entries never change: each is read once
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run's specification.
+
+        Raises:
+            ConfigError: there is no such run in this store.
+        """
+        return _load_spec(self.store.url, self.run_id)
+
+    def batches(self, style: str) -> tuple[BatchSpec, ...]:
+        """The batches of a style, by number."""
+        return _load_batches(self.store.url, self.run_id, style)
+
+    def create(self, spec: RunSpec, batches: dict[str, list[BatchSpec]]) -> None:
+        """Write down a run before its first message is sent."""
+        for style, parts in batches.items():
+            self.store.write_json(self._key(style, "batches.json"), [part.model_dump(mode="json") for part in parts])
+        self.store.write_json(f"{self.run_id}/{RUN_FILE}", spec.model_dump(mode="json"))
+
+    def record(self, style: str, step: Step, number: int, entry: dict[str, Any]) -> None:
+        """Write down that a batch went through a step. Twice is once."""
+        self.store.write_json(self._key(style, f"{step}-{number:06d}.json"), entry)
+
+    def entry(self, style: str, step: Step, number: int) -> dict[str, Any] | None:
+        """What was written down of a batch at a step, or None."""
+        key = self._key(style, f"{step}-{number:06d}.json")
+        if key not in self._seen:
+            entry = self.store.read_json(key)
+            if entry is None:
+                return None
+            self._seen[key] = entry
+        return self._seen[key]
+
+    def finish(self, style: str, result: dict[str, Any]) -> None:
+        """Write down a style's end: ``state`` done or failed, and what goes with it."""
+        self.store.write_json(self._key(style, "result.json"), result)
+
+    def reopen(self, style: str) -> None:
+        """Forget a style's end, so that it can run again."""
+        self.store.delete(self._key(style, "result.json"))
+
+    def result(self, style: str) -> dict[str, Any] | None:
+        """A style's end, or None while it runs."""
+        result: dict[str, Any] | None = self.store.read_json(self._key(style, "result.json"))
+        return result
+
+    def done_numbers(self, style: str, step: Step) -> set[int]:
+        """Numbers of the batches that went through a step."""
+        prefix = f"{step}-"
+        names = self.store.names(f"{self.run_id}/{style}")
+        return {int(name[len(prefix) : -len(".json")]) for name in names if name.startswith(prefix)}
+
+    def missing_numbers(self, style: str) -> list[int]:
+        """Numbers of the batches that are not extracted yet."""
+        done = self.done_numbers(style, "extracted")
+        return [number for number in range(self.spec.style_run(style).n_batches) if number not in done]
+
+    def vector_key(self, style: str) -> str:
+        """Where a style's vector lies in the store."""
+        return self._key(style, "vector.pt")
+
+    def dataset_key(self, style: str) -> str:
+        """Where a style's dataset lies in the store."""
+        return self._key(style, "pairs.jsonl")
+
+    def progress(self, style: str) -> StyleProgress:
+        """How far a style is."""
+        part = self.spec.style_run(style)
+        result = self.result(style)
+        written = [self.entry(style, "written", n) or {} for n in sorted(self.done_numbers(style, "written"))]
+        extracted = [self.entry(style, "extracted", n) or {} for n in sorted(self.done_numbers(style, "extracted"))]
+        reasons: dict[str, int] = {}
+        for entry in [*written, *extracted]:
+            for reason, count in entry.get("reasons", {}).items():
+                reasons[reason] = reasons.get(reason, 0) + count
+        started = bool(written or extracted)
+        return StyleProgress(
+            style=style,
+            state=result["state"] if result else "running" if started else "waiting",
+            pairs=part.n_pairs,
+            written=sum(b.n_pairs for b in self.batches(style) if b.pairs_key) + sum(e["n_pairs"] for e in written),
+            extracted=sum(entry["n_pairs"] for entry in extracted),
+            failed=sum(reasons.values()),
+            reasons=reasons,
+            spent_usd=sum(entry.get("cost_usd", 0.0) for entry in written),
+            message=result.get("message", "") if result else "",
+        )
+
+    def _key(self, style: str, name: str) -> str:
+        return f"{self.run_id}/{style}/{name}"
+
+
+# A run's specification never changes, so a worker reads it once.
+
+
+@lru_cache(maxsize=32)
+def _load_spec(url: str, run_id: str) -> RunSpec:
+    try:
+        content = Store(url).read_json(f"{run_id}/{RUN_FILE}")
+    except StoreError as error:
+        raise ConfigError(f"run {run_id!r}: {error}") from None
+    if content is None:
+        raise ConfigError(f"run {run_id!r} is not in store {url!r}. 'svf status' without a run lists those that are")
+    return RunSpec.model_validate(content)
+
+
+@lru_cache(maxsize=64)
+def _load_batches(url: str, run_id: str, style: str) -> tuple[BatchSpec, ...]:
+    content = Store(url).require_json(f"{run_id}/{style}/batches.json")
+    return tuple(BatchSpec.model_validate(part) for part in content)
+
+
+def list_runs(store: Store) -> list[str]:
+    """Run ids in the store, oldest first."""
+    return [name for name in store.names(".") if store.exists(f"{name}/{RUN_FILE}")]

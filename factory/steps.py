@@ -1,0 +1,236 @@
+"""The three steps of a run on one batch or style, from store to store.
+
+Each may run twice, on any machine, and gives the same result: it looks first whether its work is
+done. Workers put a queue between them. Only broken infrastructure raises; what is wrong with a
+pair or a style is written down. torch is imported where it is used: a teacher worker has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from factory.artifacts import (
+    differences_key,
+    get_differences,
+    get_pairs,
+    put_differences,
+    put_pairs,
+    require_differences,
+)
+from factory.config import Settings
+from factory.errors import ConfigError, StoreError, StyleFailed
+from factory.log import log
+from factory.pairs import ContrastivePair, format_dataset, sha256_of
+from factory.run import ExtractionSpec, Ledger, StyleRun
+from factory.teacher import open_teacher, write_batch
+
+if TYPE_CHECKING:
+    from factory.extract import Differences
+    from factory.pipeline import Origin
+    from factory.recipe import Recipe
+    from factory.target import Target
+
+
+def write_step(ledger: Ledger, style: str, number: int, settings: Settings) -> None:
+    """Have the teacher write the pairs of one batch, and note where they lie.
+
+    Raises:
+        TeacherBusy, TeacherRefused: the step must be tried again; replies that arrived are kept.
+    """
+    if ledger.entry(style, "written", number):
+        return
+    batch = ledger.batches(style)[number]
+    teacher = open_teacher(ledger.spec.teacher, ledger.store, settings.api_key_env)
+    part = ledger.spec.style_run(style)
+    made = write_batch(teacher, part.style, batch.questions, number, settings.max_concurrent_calls)
+    key = put_pairs(ledger.store, made.pairs, made.rejected)
+    ledger.record(style, "written", number, {"key": key, "n_pairs": len(made.pairs), "reasons": made.reasons})
+    log.info("batch %d: %d pairs written, %d rejected", number, len(made.pairs), len(made.rejected))
+
+
+def recipe_of(spec: ExtractionSpec) -> Recipe:
+    """The recipe that a run asks for."""
+    from factory.recipe import Recipe
+
+    return Recipe(spec.recipe, spec.n_shots, spec.n_tokens, spec.max_sequence_length)
+
+
+@lru_cache(maxsize=1)
+def load_resident_target(
+    name: str, device: str, dtype: str, quantize: str | None, trust_remote_code: bool, threads: int | None
+) -> Target:
+    """The target model of this worker, loaded with its first task and kept between tasks."""
+    import torch
+
+    from factory.target import load_target
+
+    if threads:
+        torch.set_num_threads(threads)
+    log.info("loading target model %s", name)
+    return load_target(name, device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code)
+
+
+def target_of(spec: ExtractionSpec, settings: Settings) -> Target:
+    """The run's target model, if this worker may load it.
+
+    Raises:
+        ConfigError: the model is not in this worker's ``allowed_models``.
+        TargetError: it cannot be loaded.
+    """
+    if spec.target_model not in settings.models_allowed:
+        raise ConfigError(
+            f"target model {spec.target_model!r} is not allowed on this worker: add it to allowed_models "
+            f"(now {', '.join(settings.models_allowed)})"
+        )
+    return load_resident_target(
+        spec.target_model, settings.device, spec.dtype, spec.quantize, settings.trust_remote_code, settings.threads
+    )
+
+
+def extract_step(ledger: Ledger, style: str, number: int, settings: Settings) -> None:
+    """Read one batch with the target model, and note where its differences lie.
+
+    Raises:
+        ConfigError, TargetError: the model or its layers cannot be used here.
+    """
+    entry = ledger.entry(style, "extracted", number)
+    if entry and ledger.store.exists(entry["key"]):
+        return
+    from factory.extract import extract_rendered, render_batch
+    from factory.pipeline import describe_extraction
+    from factory.target import parse_layers
+
+    spec = ledger.spec.extraction
+    target = target_of(spec, settings)
+    layers = parse_layers(spec.target_layers, target.n_layers)
+    batch = render_batch(_pairs_of(ledger, style, number), target, recipe_of(spec))
+    key = differences_key(batch, target, layers)
+    differences = get_differences(ledger.store, key)
+    if differences is None:
+        differences = extract_rendered(batch, target, layers, batch_tokens=spec.batch_tokens)
+        put_differences(ledger.store, key, differences)
+    config = describe_extraction(target, recipe_of(spec), layers)
+    ledger.record(style, "extracted", number, _extraction_entry(key, differences) | {"config": config})
+    log.info("batch %d: %d pairs extracted, %d rejected", number, len(differences.pair_ids), len(differences.rejected))
+
+
+def _extraction_entry(key: str, differences: Differences) -> dict[str, Any]:
+    reasons: dict[str, int] = {}
+    for rejection in differences.rejected:
+        reasons[rejection.reason] = reasons.get(rejection.reason, 0) + 1
+    return {"key": key, "n_pairs": len(differences.pair_ids), "reasons": reasons}
+
+
+def _pairs_of(ledger: Ledger, style: str, number: int) -> list[ContrastivePair]:
+    key = ledger.batches(style)[number].pairs_key
+    if key is None:
+        entry = ledger.entry(style, "written", number)
+        if entry is None:
+            raise StoreError(f"batch {number} of style {style!r} is not written yet; 'svf resume' writes it")
+        key = entry["key"]
+    return get_pairs(ledger.store, key)[0]
+
+
+def reduce_step(ledger: Ledger, style: str) -> None:
+    """Average a style's differences into its vector, and write down how the style ended.
+
+    Raises:
+        StoreError: a batch is missing; the style can be resumed.
+    """
+    if ledger.result(style):
+        return
+    missing = ledger.missing_numbers(style)
+    if missing:
+        raise StoreError(f"style {style!r}: batches {missing[:10]} are not extracted yet; 'svf resume' makes them")
+    try:
+        result = _reduce(ledger, style)
+    except StyleFailed as error:
+        result = {"state": "failed", "message": str(error)}
+        log.error("%s", error)
+    ledger.finish(style, result)
+
+
+def _reduce(ledger: Ledger, style: str) -> dict[str, Any]:
+    from factory.pipeline import reduce_differences
+
+    part = ledger.spec.style_run(style)
+    dataset = _write_dataset(ledger, style)
+    _check_failures(ledger, part)
+    origin = _origin(ledger, part, dataset)
+    vector = reduce_differences(lambda: _differences(ledger, style), origin)
+    content = vector.to_pt()
+    ledger.store.write(ledger.vector_key(style), content)
+    log.info("vector of %d pairs made", vector.metadata["pairs_used"])
+    return {"state": "done", "vector_sha256": sha256_of(content), "pairs_used": vector.metadata["pairs_used"]}
+
+
+def _check_failures(ledger: Ledger, part: StyleRun) -> None:
+    name = part.style.name
+    progress = ledger.progress(name)
+    spec = ledger.spec
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(progress.reasons.items()))
+    if progress.failed > spec.max_failed_fraction * part.n_pairs:
+        raise StyleFailed(
+            f"style {name!r}: {progress.failed} of {part.n_pairs} pairs failed ({reasons}), more than "
+            f"max_failed_fraction {spec.max_failed_fraction}. Mend the pairs or raise it, then 'svf resume'"
+        )
+    if progress.extracted < spec.min_pairs:
+        raise StyleFailed(
+            f"style {name!r}: {progress.extracted} pairs could be used, min_pairs is {spec.min_pairs}"
+            + (f" ({reasons})" if reasons else "")
+        )
+
+
+def _differences(ledger: Ledger, style: str) -> Iterator[Differences]:
+    """A style's batches in their fixed order, one in memory at a time."""
+    for batch in ledger.batches(style):
+        entry = ledger.entry(style, "extracted", batch.number)
+        if entry is None:
+            raise StoreError(f"batch {batch.number} of style {style!r} is missing; 'svf resume' makes it")
+        yield require_differences(ledger.store, entry["key"])
+
+
+def _origin(ledger: Ledger, part: StyleRun, dataset_sha256: str) -> Origin:
+    from factory.pipeline import Origin
+
+    style = part.style.name
+    entries = [ledger.entry(style, "extracted", batch.number) or {} for batch in ledger.batches(style)]
+    config: dict[str, Any] = entries[0]["config"]
+    for entry in entries:
+        if entry["config"] != config:
+            differing = [key for key, value in config.items() if entry["config"].get(key) != value]
+            raise StyleFailed(
+                f"style {style!r}: its batches were read with different {', '.join(differing)}; one vector needs "
+                "one. Give every gpu worker the same device and dtype, then run again"
+            )
+    metadata = {
+        "description": part.style.description,
+        "teacher_model": _teacher_model(ledger, part),
+        "dataset_sha256": dataset_sha256,
+    }
+    return Origin(style, ledger.spec.extraction.target_model, config["target_layers"], config, metadata)
+
+
+def _teacher_model(ledger: Ledger, part: StyleRun) -> str:
+    known = str(part.dataset_metadata.get("model_used", ""))
+    return ledger.spec.teacher.model if part.from_teacher or not known else known
+
+
+def _write_dataset(ledger: Ledger, style: str) -> str:
+    """Put the style's dataset file into the store; returns its SHA-256."""
+    part = ledger.spec.style_run(style)
+    pairs: list[ContrastivePair] = []
+    for batch in ledger.batches(style):
+        pairs += _pairs_of(ledger, style, batch.number)
+    known = {key: value for key, value in part.dataset_metadata.items() if key not in ("type", "total_pairs")}
+    metadata = known | {
+        "style_name": style,
+        "description": part.style.description,
+        "total_pairs": len(pairs),
+        "model_used": _teacher_model(ledger, part),
+    }
+    content = format_dataset(pairs, metadata)
+    ledger.store.write(ledger.dataset_key(style), content.encode())
+    return sha256_of(content)

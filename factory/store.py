@@ -1,0 +1,171 @@
+"""The store: where artifacts of runs are kept, on a folder, a shared volume or S3.
+
+Content-addressed: a reply, a batch of pairs and a batch of differences each lie under a hash of
+what made them, so that a task that runs twice finds its result and changes nothing. Writes are
+atomic; reads verify. Paths cannot leave the store. This module does not know what artifacts mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+import uuid
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from factory.errors import ConfigError, StoreError
+from factory.pairs import sha256_of
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+
+def hash_of(content: Any) -> str:
+    """The SHA-256 of JSON content in its canonical form: equal content, equal hash."""
+    return sha256_of(json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+class Store:
+    """Artifacts by key, below one fsspec URL (``runs``, ``file:///data``, ``s3://bucket/prefix``)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self.files, self.root = url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"store {url!r} cannot be used: {error}; s3:// needs pip install '.[s3]'") from None
+        self.is_local = "file" in (self.files.protocol if isinstance(self.files.protocol, tuple) else ())
+
+    def path(self, key: str) -> str:
+        """The full path of ``key``.
+
+        Raises:
+            StoreError: the key would lie outside the store.
+        """
+        if not KEY_PATTERN.fullmatch(key):
+            raise StoreError(f"store key {key!r} is not allowed: names of letters, digits, '.', '_', '-' between '/'")
+        return posixpath.join(self.root, key)
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes under ``key``, or None."""
+        try:
+            # Not cat_file: remote file systems cache listings, and another machine may have written since.
+            with self.files.open(self.path(key), "rb") as file:
+                return bytes(file.read())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"store {self.url!r} cannot be read: {error}") from error
+
+    def write(self, key: str, content: bytes) -> None:
+        """Put ``content`` under ``key``: a reader sees the old bytes or the new, never a part."""
+        path = self.path(key)
+        try:
+            if self.is_local:
+                self._write_local(path, content)
+            else:
+                self.files.pipe_file(path, content)  # one request: object stores are atomic by object
+        except OSError as error:
+            raise StoreError(f"store {self.url!r} cannot be written: {error}") from error
+
+    def _write_local(self, path: str, content: bytes) -> None:
+        os.makedirs(posixpath.dirname(path), exist_ok=True)
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+    def exists(self, key: str) -> bool:
+        """Whether something lies under ``key``."""
+        self.files.invalidate_cache()
+        return bool(self.files.exists(self.path(key)))
+
+    def delete(self, key: str) -> None:
+        """Remove ``key`` if it is there."""
+        path = self.path(key)
+        if self.files.exists(path):
+            self.files.rm_file(path)
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files directly in ``folder``, sorted; none if there is no such folder."""
+        self.files.invalidate_cache()
+        try:
+            paths = self.files.ls(self.path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"store {self.url!r} cannot be listed: {error}") from error
+        return sorted(name for name in map(posixpath.basename, paths) if name and not name.endswith(".tmp"))
+
+    # ---- JSON artifacts
+
+    def write_json(self, key: str, content: Any) -> str:
+        """Put JSON ``content`` under ``key`` with its own hash inside; returns the hash."""
+        digest = hash_of(content)
+        envelope = {"sha256": digest, "content": content}
+        self.write(key, json.dumps(envelope, ensure_ascii=False, sort_keys=True).encode())
+        return digest
+
+    def read_json(self, key: str) -> Any | None:
+        """The JSON content under ``key``, verified, or None if there is none.
+
+        Raises:
+            StoreError: the artifact is damaged.
+        """
+        raw = self.read(key)
+        if raw is None:
+            return None
+        try:
+            envelope = json.loads(raw)
+            content, digest = envelope["content"], envelope["sha256"]
+        except (ValueError, KeyError, TypeError):
+            raise StoreError(f"{self.path(key)} is damaged: not what svf writes. Delete it and resume") from None
+        if hash_of(content) != digest:
+            raise StoreError(f"{self.path(key)} is damaged: its SHA-256 does not match. Delete it and resume")
+        return content
+
+    def require_json(self, key: str) -> Any:
+        """Like :meth:`read_json`, but the artifact must be there.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        content = self.read_json(key)
+        if content is None:
+            raise StoreError(f"{self.path(key)} is missing. Check that every machine has the same store")
+        return content
+
+    def put_json(self, kind: str, content: Any) -> str:
+        """Keep ``content`` under its own hash in folder ``kind``; returns the key."""
+        key = f"{kind}/{hash_of(content)}.json"
+        if not self.exists(key):
+            self.write_json(key, content)
+        return key
+
+    # ---- bytes artifacts that carry their own hash in front
+
+    def write_sealed(self, key: str, content: bytes) -> None:
+        """Put ``content`` under ``key`` behind its 32-byte SHA-256."""
+        self.write(key, hashlib.sha256(content).digest() + content)
+
+    def read_sealed(self, key: str) -> bytes | None:
+        """The bytes that :meth:`write_sealed` put there, verified, or None.
+
+        Raises:
+            StoreError: the artifact is damaged.
+        """
+        raw = self.read(key)
+        if raw is None:
+            return None
+        if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+            raise StoreError(f"{self.path(key)} is damaged: its SHA-256 does not match. Delete it and resume")
+        return raw[32:]

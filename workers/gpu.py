@@ -1,0 +1,15 @@
+"""Queue ``gpu``: tasks that run the target model. It is loaded with the first and kept."""
+
+from __future__ import annotations
+
+from celery import Task, shared_task
+
+from factory.steps import extract_step
+from workers.step import step_of
+
+
+@shared_task(bind=True)
+def extract_batch(task: Task, run: str, style: str, number: int) -> None:
+    """Read one batch of pairs and keep its differences."""
+    with step_of(task, run, style) as (ledger, settings):
+        extract_step(ledger, style, number, settings)
