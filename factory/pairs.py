@@ -72,7 +72,7 @@ class ContrastivePair:
             if not isinstance(line[name], str):
                 raise ValueError(f"field {name!r} should be text, found {type(line[name]).__name__}")
         batch = line.get("batch")
-        if batch is not None and (not isinstance(batch, int) or batch < 0):
+        if batch is not None and (type(batch) is not int or batch < 0):
             raise ValueError(f"field 'batch' should be a whole number from 0, found {batch!r}")
         known = {name: line[name] for name in REQUIRED_FIELDS}
         extra = {key: value for key, value in line.items() if key not in known and key != "batch"}
@@ -115,7 +115,8 @@ def load_dataset(path: str | Path) -> tuple[dict[str, Any], list[ContrastivePair
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON leaves line separators such as U+2028 unescaped inside a text.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise DatasetError(f"dataset {str(path)!r} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from factory.embedded import running_broker
@@ -16,6 +17,8 @@ from factory.pairs import ContrastivePair, load_pairs
 from factory.store import Store
 
 ROOT = Path(__file__).parents[1]
+hypothesis.settings.register_profile("factory", max_examples=50, deadline=None)  # machines are shared: no time limits
+hypothesis.settings.load_profile("factory")
 STYLES = ("creative_explorer", "researcher_style", "step_by_step_reasoning")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
