@@ -235,7 +235,9 @@ def _parse(text: str) -> Any:
 
 def _set(merged: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
     for key in keys[:-1]:
-        merged = merged.setdefault(key, {})
+        if not isinstance(merged.get(key), dict):  # a section wins over a value of its name, which is none
+            merged[key] = {}
+        merged = merged[key]
     merged[keys[-1]] = value
 
 

@@ -20,6 +20,7 @@ from factory.store import Store
 from factory.styles import Style
 
 RUN_FILE = "run.json"
+OPEN = "open"  # folder of the store with one empty entry for each run that may need the guard
 
 
 class _Frozen(BaseModel):
@@ -195,6 +196,26 @@ class Ledger:
         done = self.done_numbers(style, "extracted")
         return [number for number in range(self.spec.style_run(style).n_batches) if number not in done]
 
+    def open_chord(self, style: str, name: str, record: dict[str, Any]) -> None:
+        """Write down a chord before its first message is sent."""
+        self.store.write_json(self._key(style, f"chord-{name}.json"), record)
+        self.mark_open()
+
+    def chord(self, style: str, name: str) -> dict[str, Any] | None:
+        """What was written down of a chord, or None."""
+        record: dict[str, Any] | None = self.store.read_json(self._key(style, f"chord-{name}.json"))
+        return record
+
+    def mark_open(self) -> None:
+        """Have guards look after this run."""
+        key = f"{OPEN}/{self.run_id}.json"
+        if not self.store.exists(key):
+            self.store.write_json(key, {})
+
+    def mark_closed(self) -> None:
+        """The run needs no guard any more."""
+        self.store.delete(f"{OPEN}/{self.run_id}.json")
+
     def vector_key(self, style: str) -> str:
         """Where a style's vector lies in the store."""
         return self._key(style, "vector.pt")
@@ -252,4 +273,4 @@ def _load_batches(url: str, run_id: str, style: str) -> tuple[BatchSpec, ...]:
 
 def list_runs(store: Store) -> list[str]:
     """Run ids in the store, oldest first."""
-    return [name for name in store.names(".") if store.exists(f"{name}/{RUN_FILE}")]
+    return [name for name in store.names() if store.exists(f"{name}/{RUN_FILE}")]

@@ -95,16 +95,17 @@ class Store:
         if self.files.exists(path):
             self.files.rm_file(path)
 
-    def names(self, folder: str) -> list[str]:
-        """Names of the files directly in ``folder``, sorted; none if there is no such folder."""
+    def names(self, folder: str | None = None) -> list[str]:
+        """Names of what lies directly in ``folder`` (None: in the store), sorted; none if there is no such folder."""
         self.files.invalidate_cache()
         try:
-            paths = self.files.ls(self.path(folder), detail=False)
+            paths = self.files.ls(self.root if folder is None else self.path(folder), detail=False)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise StoreError(f"store {self.url!r} cannot be listed: {error}") from error
-        return sorted(name for name in map(posixpath.basename, paths) if name and not name.endswith(".tmp"))
+        names = (posixpath.basename(str(path).rstrip("/")) for path in paths)
+        return sorted(name for name in names if KEY_PATTERN.fullmatch(name) and not name.endswith(".tmp"))
 
     # ---- JSON artifacts
 
