@@ -5,7 +5,7 @@ The chord is the accelerator, the ledger is the truth: what is done is asked of 
 
 from __future__ import annotations
 
-from celery import Signature, chain, chord
+from celery import Signature, chain
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -14,6 +14,7 @@ from factory.errors import BrokerError
 from factory.plan import Plan
 from factory.run import Ledger
 from factory.store import Store
+from workers.chord import send_chord
 from workers.gpu import extract_batch
 from workers.reduce import reduce_vector, report_failure
 from workers.teacher import write_pairs
@@ -74,7 +75,7 @@ def send_style(ledger: Ledger, style: str) -> None:
     errback = report_failure.s(run=run, style=style)
     body = reduce_vector.s(run, style).on_error(errback)
     header = [_batch(ledger, style, number) for number in ledger.missing_numbers(style)]
-    chord(header, body, app=app).apply_async(link_error=errback) if header else body.apply_async(args=([],))
+    send_chord(ledger, "reduce", header, body, style=style)
 
 
 def _batch(ledger: Ledger, style: str, number: int) -> Signature:
