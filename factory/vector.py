@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +31,8 @@ FIELDS = (
     "extraction_config",
     "format_version",
 )
+HEADER = "steering_vector"  # the entry of a safetensors file's metadata that holds all but the tensors
+TYPES = {"style_name": str, "model_name": str, "layer_indices": list, "metadata": dict, "extraction_config": dict}
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,10 @@ class SteeringVector:
 
     def to_pt(self) -> bytes:
         """The content of the ``.pt`` file; the same vector always gives the same bytes."""
-        content = {name: getattr(self, name) for name in FIELDS}
+        rest = {name: getattr(self, name) for name in FIELDS if not name.endswith("_vector")}
+        # Through JSON, because a pickle's bytes also say which equal texts were one object in memory.
+        rest = json.loads(json.dumps(rest))
+        content = {name: rest.get(name) for name in FIELDS}
         content["key_vector"] = self.key_vector.contiguous().clone()
         content["value_vector"] = self.value_vector.contiguous().clone()
         buffer = io.BytesIO()
@@ -163,7 +166,7 @@ class SteeringVector:
     def to_safetensors(self) -> bytes:
         """The same content as a safetensors file: two tensors, the rest as JSON in its header."""
         rest = {name: getattr(self, name) for name in FIELDS if not name.endswith("_vector")}
-        header = {name: json.dumps(value, sort_keys=True) for name, value in rest.items()}
+        header = {HEADER: json.dumps(rest, sort_keys=True)}  # one entry: safetensors writes several in any order
         tensors = {
             "key_vector": self.key_vector.contiguous(),
             "value_vector": self.value_vector.contiguous(),
@@ -197,13 +200,16 @@ class SteeringVector:
         """
         try:
             content = _read_safetensors(raw) if source.endswith(".safetensors") else _read_pt(raw)
-        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        except Exception:  # a foreign file makes both readers raise nearly anything
             raise VectorError(f"{source!r} is not a steering vector: not a file that svf writes") from None
         missing = [name for name in FIELDS if name not in content] if isinstance(content, dict) else list(FIELDS)
         if missing:
             raise VectorError(f"{source!r} is not a steering vector: it lacks {', '.join(missing)}")
         _check_types(content, source)
-        return cls(**{name: content[name] for name in FIELDS})
+        try:
+            return cls(**{name: content[name] for name in FIELDS})
+        except VectorError as error:
+            raise VectorError(f"{source!r}: {error}") from None
 
 
 def _bracketed(name: str) -> str:
@@ -217,7 +223,8 @@ def _read_pt(raw: bytes) -> Any:
 def _read_safetensors(raw: bytes) -> dict[str, Any]:
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])["__metadata__"]
-    return load_safetensors(raw) | {name: json.loads(text) for name, text in header.items()}
+    rest: dict[str, Any] = json.loads(header[HEADER])
+    return load_safetensors(raw) | rest
 
 
 def _check_types(content: dict[str, Any], source: str) -> None:
@@ -226,6 +233,10 @@ def _check_types(content: dict[str, Any], source: str) -> None:
         raise VectorError(
             f"{source!r} has format_version {version!r}; this factory reads up to {FORMAT_VERSION}. Update the factory."
         )
+    for name, kind in TYPES.items():
+        if not isinstance(content[name], kind):
+            found = type(content[name]).__name__
+            raise VectorError(f"{source!r} is not a steering vector: {name} should be {kind.__name__}, found {found}")
     for name in ("key_vector", "value_vector"):
         tensor = content[name]
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.float32:

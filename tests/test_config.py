@@ -116,7 +116,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_flags_win_over_variables_over_the_file_over_defaults(tmp_path):
     path = config_file(
         tmp_path,
-        "teacher_model: of-the-file\ntarget_model: of-the-file\ndevice: cpu\nextraction_config: {recipe: response_last}",
+        "teacher_model: of-the-file\ntarget_model: of-the-file\ndevice: cpu\n"
+        "extraction_config: {recipe: response_last}",
     )
     environment = {
         "FACTORY_TEACHER_MODEL": "of-the-variable",
