@@ -64,7 +64,21 @@ class StyleFailed(FactoryError):
 class PairRejected(FactoryError):
     """One pair cannot be used. It is recorded and counted, and never stops a run.
 
-    ``reason`` is a short code for counting, such as ``too_long`` or ``identical``.
+    ``reason`` is a short code for counting, such as ``too_long`` or ``identical``; ``evidence``
+    is what goes into the file of rejected pairs beside it.
+    """
+
+    def __init__(self, reason: str, message: str, evidence: dict[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.evidence = evidence or {}
+
+
+class RunPaused(FactoryError):
+    """The whole run waits for a person. The message says for what; ``svf resume`` goes on.
+
+    ``reason`` is a short code: ``key``, ``quota``, ``no_model``, ``long_wait``, ``failing``,
+    ``deadline`` or ``budget_stopped``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -87,8 +101,19 @@ class TeacherBusy(TeacherError):
         self.retry_after = retry_after
 
 
+class TeacherPaced(TeacherBusy):
+    """Our own limits ask to wait longer than a thread should: nothing was sent, nothing failed."""
+
+
 class TeacherRefused(TeacherError):
-    """No retry helps until a person acts: a missing or wrong key, no quota, no such model."""
+    """No retry helps until a person acts: a missing or wrong key, no quota, no such model.
+
+    ``reason`` is the short code under which the run is paused (:class:`RunPaused`).
+    """
+
+    def __init__(self, message: str, reason: str = "key") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class BadReply(TeacherError):

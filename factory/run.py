@@ -20,6 +20,8 @@ from factory.store import Store
 from factory.styles import Style
 
 RUN_FILE = "run.json"
+PAUSE_FILE = "pause.json"
+BUDGET_FILE = "budget.json"
 OPEN = "open"  # folder of the store with one empty entry for each run that may need the guard
 
 
@@ -37,6 +39,8 @@ class TeacherSpec(_Frozen):
     max_response_tokens: int = 800
     reasoning_effort: str | None = None
     judge_model: str | None = None
+    seed: int = 0
+    pricing: dict[str, float] | None = None
 
 
 class ExtractionSpec(_Frozen):
@@ -54,10 +58,18 @@ class ExtractionSpec(_Frozen):
 
 
 class EvaluationSpec(_Frozen):
-    """The held-out questions and the sweep."""
+    """The held-out questions and the sweep.
+
+    The setting is chosen on ``choice_questions`` and measured on ``questions``; none is in both.
+    """
 
     questions: tuple[str, ...]
+    choice_questions: tuple[str, ...]
+    probe_questions: tuple[str, ...]
+    cells: int = 6
+    max_loops: float = 0.1
     strengths: tuple[float, ...]
+    key_strengths: tuple[float, ...] = (0.0,)
     positions: tuple[int, ...]
     layer_sets: tuple[str, ...]
     max_new_tokens: int
@@ -216,6 +228,31 @@ class Ledger:
         """The run needs no guard any more."""
         self.store.delete(f"{OPEN}/{self.run_id}.json")
 
+    def pause(self, reason: str, message: str) -> None:
+        """Stop asking the teacher for this run until a person acts. The first reason stays."""
+        if self.paused() is None:
+            content = {"reason": reason, "message": message, "since": time.time()}
+            self.store.write_json(f"{self.run_id}/{PAUSE_FILE}", content)
+
+    def paused(self) -> dict[str, Any] | None:
+        """Why the run waits for a person (``reason``, ``message``, ``since``), or None."""
+        pause: dict[str, Any] | None = self.store.read_json(f"{self.run_id}/{PAUSE_FILE}")
+        return pause
+
+    def unpause(self) -> None:
+        """Let the run ask the teacher again."""
+        self.store.delete(f"{self.run_id}/{PAUSE_FILE}")
+
+    @property
+    def max_cost_usd(self) -> float | None:
+        """What the run may cost: as submitted, unless a resume gave it another cap."""
+        changed = self.store.read_json(f"{self.run_id}/{BUDGET_FILE}")
+        return changed["max_cost_usd"] if changed else self.spec.max_cost_usd
+
+    def set_budget(self, max_cost_usd: float) -> None:
+        """Give the run another cap, in USD from its beginning."""
+        self.store.write_json(f"{self.run_id}/{BUDGET_FILE}", {"max_cost_usd": max_cost_usd})
+
     def vector_key(self, style: str) -> str:
         """Where a style's vector lies in the store."""
         return self._key(style, "vector.pt")
@@ -223,6 +260,14 @@ class Ledger:
     def dataset_key(self, style: str) -> str:
         """Where a style's dataset lies in the store."""
         return self._key(style, "pairs.jsonl")
+
+    def rejected_key(self, style: str) -> str:
+        """Where the pairs that the teacher could not write well enough lie in the store."""
+        return self._key(style, "rejected.jsonl")
+
+    def manifest_key(self, style: str) -> str:
+        """Where the manifest of a style's dataset lies in the store."""
+        return self._key(style, "manifest.json")
 
     def progress(self, style: str) -> StyleProgress:
         """How far a style is."""
