@@ -110,6 +110,9 @@ class Settings(_Section):
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="see below")
     broker_url: str | None = Field(None, description="Redis or Valkey, redis:// or rediss://")
     store: str | None = Field(None, description="fsspec URL of the store; null: the folder runs under --output")
+    visibility_timeout: int = Field(600, ge=1, description="s after which a dead worker's task goes to another")
+    guard_seconds: float = Field(15, gt=0, description="s a message may be nowhere before it is sent again")
+    gpu_queue: Literal["gpu", "model"] = Field("gpu", description="model: a queue of its own for each target model")
 
     @model_validator(mode="before")
     @classmethod
