@@ -57,6 +57,13 @@ class StoreError(FactoryError):
     """The store cannot be reached, or an artifact in it is damaged or missing."""
 
 
+class TaskTooLong(FactoryError):
+    """A task took longer than the broker waits for it."""
+
+    def __init__(self, message: str = "a task took too long") -> None:
+        super().__init__(message)
+
+
 class StyleFailed(FactoryError):
     """A style's run ended without a vector; the message lists the reasons."""
 
