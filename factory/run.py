@@ -253,6 +253,34 @@ class Ledger:
         """Give the run another cap, in USD from its beginning."""
         self.store.write_json(f"{self.run_id}/{BUDGET_FILE}", {"max_cost_usd": max_cost_usd})
 
+    def files(self, style: str) -> list[str]:
+        """Names of all files of a style: one listing tells what is done."""
+        return self.store.names(f"{self.run_id}/{style}")
+
+    def attempts(self, style: str, number: int) -> dict[str, dict[str, Any]]:
+        """The tries of a batch that came more than once, by name."""
+        names = [name for name in self.files(style) if name.startswith(f"attempt-{number:06d}-")]
+        entries = {name: self.store.read_json(self._key(style, name)) for name in names}
+        return {name: entry for name, entry in entries.items() if entry}
+
+    def note_attempt(self, style: str, number: int, name: str, entry: dict[str, Any]) -> None:
+        """Write down a try of a batch."""
+        self.store.write_json(self._key(style, f"attempt-{number:06d}-{name}.json"), entry)
+
+    def give_up(self, style: str, number: int, reason: str) -> None:
+        """Write down that a batch cannot be extracted: all its pairs failed for ``reason``."""
+        written = self.entry(style, "written", number)
+        n_pairs = written["n_pairs"] if written else self.batches(style)[number].n_pairs
+        self.record(style, "extracted", number, {"key": None, "n_pairs": 0, "reasons": {reason: n_pairs}})
+
+    def forget_given_up(self, style: str) -> None:
+        """Let batches that were given up be tried again."""
+        for name in self.files(style):
+            entry = self.store.read_json(self._key(style, name)) if name.startswith("extracted-") else None
+            if name.startswith("attempt-") or (entry is not None and entry["key"] is None):
+                self.store.delete(self._key(style, name))
+        self._seen.clear()
+
     def vector_key(self, style: str) -> str:
         """Where a style's vector lies in the store."""
         return self._key(style, "vector.pt")
