@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from factory.errors import ConfigError
-from factory.pairs import BATCH_SIZE
+from factory.pairs import BATCH_SIZE, N_SHOTS
 
 DEFAULT_FILE = "config.yaml"
 PREFIX = "FACTORY_"
@@ -41,7 +41,7 @@ class ExtractionSettings(_Section):
     batch_size: int = Field(BATCH_SIZE, ge=1, description="pairs a task")
     batch_tokens: int | None = Field(None, ge=1, description="tokens a forward pass; null: by device")
     recipe: str = Field("fewshot", description="fewshot, response_mean, response_last or system_prompt")
-    n_shots: int = Field(3, ge=1, description="examples in a fewshot text")
+    n_shots: int = Field(N_SHOTS, ge=1, description="examples in a fewshot text, at most")
     n_tokens: int | None = Field(None, ge=1, description="first tokens that response_mean averages; null: all")
 
 
@@ -58,8 +58,13 @@ class EvaluationSettings(_Section):
     """How it is measured that a vector steers."""
 
     questions_file: str | None = Field(None, description="held-out questions; null: those that come with svf")
-    limit: int = Field(30, ge=2, description="held-out questions used")
+    limit: int = Field(30, ge=2, description="held-out questions on which the chosen setting is measured")
+    choice_limit: int = Field(16, ge=1, description="further ones, on which the setting is chosen")
+    probe_limit: int = Field(8, ge=1, description="of those, how many the cheap gate reads")
+    cells: int = Field(6, ge=1, description="settings that answer, after the cheap gate")
+    max_loops: Fraction = Field(0.1, description="share of looping answers that a chosen setting may have")
     strengths: list[float] = Field([2.0, 4.0, 6.0, 8.0], min_length=1, description="strengths of the sweep")
+    key_strengths: list[float] = Field([0.0], min_length=1, description="strengths of the keys in the sweep")
     positions: list[int] = Field([1, 4], min_length=1, description="numbers of steered positions in the sweep")
     layer_sets: list[str] = Field(["all"], min_length=1, description="layer sets of the sweep, of those extracted")
     max_new_tokens: int = Field(96, ge=8, description="tokens an answer")

@@ -96,7 +96,7 @@ def plan_run(
         styles=tuple(parts),
         extraction=_extraction(settings),
         teacher=_teacher(settings),
-        evaluation=_evaluation(settings) if settings.output_config.generate_analysis_reports else None,
+        evaluation=plan_evaluation(settings) if settings.output_config.generate_analysis_reports else None,
         max_failed_fraction=settings.max_failed_fraction,
         min_pairs=settings.min_pairs,
         max_cost_usd=settings.max_cost_usd,
@@ -214,11 +214,26 @@ def resolve_model(settings: Settings) -> str:
     return successor
 
 
-def _evaluation(settings: Settings) -> EvaluationSpec:
+def plan_evaluation(settings: Settings) -> EvaluationSpec:
+    """Freeze how vectors are evaluated: which held-out questions choose a setting, and which measure it.
+
+    Raises:
+        ConfigError: the question file is missing or holds fewer than three questions.
+    """
     wanted = settings.evaluation
-    questions = load_questions(wanted.questions_file or shipped_file("questions", HELD_OUT_QUESTIONS))
+    source = wanted.questions_file or shipped_file("questions", HELD_OUT_QUESTIONS)
+    questions = load_questions(source)
+    if len(questions) < 3:
+        raise ConfigError(f"question file {str(source)!r} holds {len(questions)} questions; evaluation needs 3 or more")
+    n_choice = min(wanted.choice_limit, len(questions) // 3)
+    choice = tuple(questions[-n_choice:])
     return EvaluationSpec(
-        questions=tuple(questions[: wanted.limit]),
+        questions=tuple(questions[:-n_choice][: wanted.limit]),
+        choice_questions=choice,
+        probe_questions=choice[: wanted.probe_limit],
+        cells=wanted.cells,
+        max_loops=wanted.max_loops,
+        key_strengths=tuple(wanted.key_strengths),
         strengths=tuple(wanted.strengths),
         positions=tuple(wanted.positions),
         layer_sets=tuple(wanted.layer_sets),

@@ -45,14 +45,17 @@ def watch(ledger: Ledger, console: Console, check: Callable[[], None] = lambda: 
 def _show(bars: Progress, row: TaskID, state: StyleProgress) -> None:
     if bars.tasks[row].finished:
         return
-    marks = {"waiting": "[dim]·", "running": "[cyan]>", "done": "[green]+", "failed": "[red]x"}
-    total = 2 * state.pairs
-    complete = total if state.state in ("done", "failed") else min(total - 1, state.written + state.extracted)
+    marks = {"waiting": "[dim]·", "running": "[cyan]>", "evaluating": "[cyan]?", "done": "[green]+", "failed": "[red]x"}
+    total = 2 * state.pairs + state.parts
+    so_far = state.written + state.extracted + state.evaluated
+    complete = total if state.state in ("done", "failed") else min(total - 1, so_far)
     bars.update(row, total=total, completed=complete, mark=marks[state.state], note=describe(state))
 
 
 def describe(state: StyleProgress) -> str:
     """A style's progress in a few words."""
+    if state.state == "evaluating":
+        return f"evaluating, {state.evaluated}/{state.parts} parts"
     words = f"{state.extracted}/{state.pairs} pairs extracted"
     if state.written < state.pairs and state.state == "running":
         words = f"{state.written}/{state.pairs} written, {words}"

@@ -57,6 +57,10 @@ class ExtractionSpec(_Frozen):
     quantize: str | None = None
 
 
+BASELINES = ("unsteered", "prompted")
+CHECKS = ("steered", "random", "negated", "capability")
+
+
 class EvaluationSpec(_Frozen):
     """The held-out questions and the sweep.
 
@@ -74,6 +78,17 @@ class EvaluationSpec(_Frozen):
     layer_sets: tuple[str, ...]
     max_new_tokens: int
     judge_model: str | None = None
+
+    @property
+    def first_parts(self) -> list[str]:
+        """The parts of an evaluation that need no choice: baselines, and the settings that the gate found best."""
+        n_settings = len(self.strengths) * len(self.positions) * len(self.layer_sets) * len(self.key_strengths)
+        return [*BASELINES, *(f"cell-{rank}" for rank in range(min(self.cells, n_settings)))]
+
+    @property
+    def parts(self) -> list[str]:
+        """Every part of an evaluation, in order; the checks of the chosen setting come last."""
+        return [*self.first_parts, *CHECKS]
 
 
 class BatchSpec(_Frozen):
@@ -127,7 +142,10 @@ def new_run_id() -> str:
 
 @dataclass(frozen=True)
 class StyleProgress:
-    """How far one style is, in pairs. ``state``: waiting, running, done or failed."""
+    """How far one style is, in pairs. ``state``: waiting, running, evaluating, done or failed.
+
+    ``parts``: into how many parts its evaluation is cut; ``evaluated``: how many are done.
+    """
 
     style: str
     state: str
@@ -138,9 +156,11 @@ class StyleProgress:
     reasons: dict[str, int]
     spent_usd: float
     message: str = ""
+    parts: int = 0
+    evaluated: int = 0
 
 
-Step = Literal["written", "extracted"]
+Step = Literal["written", "extracted", "reduced", "evaluated"]
 
 
 class Ledger:
@@ -308,9 +328,10 @@ class Ledger:
             for reason, count in entry.get("reasons", {}).items():
                 reasons[reason] = reasons.get(reason, 0) + count
         started = bool(written or extracted)
+        running = "evaluating" if self.entry(style, "reduced", 0) else "running" if started else "waiting"
         return StyleProgress(
             style=style,
-            state=result["state"] if result else "running" if started else "waiting",
+            state=result["state"] if result else running,
             pairs=part.n_pairs,
             written=sum(b.n_pairs for b in self.batches(style) if b.pairs_key) + sum(e["n_pairs"] for e in written),
             extracted=sum(entry["n_pairs"] for entry in extracted),
@@ -318,6 +339,8 @@ class Ledger:
             reasons=reasons,
             spent_usd=sum(entry.get("cost_usd", 0.0) for entry in written),
             message=result.get("message", "") if result else "",
+            parts=len(self.spec.evaluation.parts) if self.spec.evaluation else 0,
+            evaluated=len(self.done_numbers(style, "evaluated")),
         )
 
     def _key(self, style: str, name: str) -> str:

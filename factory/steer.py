@@ -105,7 +105,7 @@ def generate_batch(
 ) -> list[str]:
     """Answers to several conversations at once, all steered alike; padding goes to the left."""
     prompts = [[*target.prompt_ids(messages), target.neutral_id] for messages in conversations]
-    ids, mask = _left_padded(target, prompts)
+    ids, mask = left_padded(target, prompts)
     cache = steered_cache(target, ids, mask, steering)
     options: dict[str, Any] = {"do_sample": False, "pad_token_id": _pad_id(target)} | sampling
     model: Any = target.model
@@ -121,7 +121,7 @@ def steered_cache(target: Target, ids: Tensor, mask: Tensor, steering: Steering 
     if steering is not None:
         check_fits(steering.vector, target)
     cache = new_cache(target.model)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # [batch, longest]; left padding shifts positions
+    positions = positions_of(mask)
     target.model.base_model(
         input_ids=ids[:, :-1],
         attention_mask=mask[:, :-1],
@@ -130,11 +130,12 @@ def steered_cache(target: Target, ids: Tensor, mask: Tensor, steering: Steering 
         use_cache=True,
     )
     if steering is not None:
-        _add(target, cache, positions[:, :-1], steering)
+        add_vector(target, cache, positions[:, :-1], steering)
     return cache
 
 
-def _add(target: Target, cache: Any, positions: Tensor, steering: Steering) -> None:
+def add_vector(target: Target, cache: Any, positions: Tensor, steering: Steering) -> None:
+    """Add the vector to ``cache``, in place; ``positions`` [batch, cached] are its rotary positions."""
     vector, n_positions = steering.vector, steering.n_positions
     values = steering.strength * vector.value_vector.to(target.device) if steering.strength else None
     keys = None
@@ -147,13 +148,18 @@ def _add(target: Target, cache: Any, positions: Tensor, steering: Steering) -> N
     add_to_cache(cache, vector.layer_indices, keys, values, n_positions)
 
 
-def _left_padded(target: Target, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, both [batch, longest]."""
+def left_padded(target: Target, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both [batch, longest]; padding goes to the left."""
     longest = max(map(len, prompts))
     pad = _pad_id(target)
     ids = target.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = target.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     return ids, mask
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Rotary positions [batch, longest] of a left-padded batch: the first real token is at 0."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _pad_id(target: Target) -> int:

@@ -134,7 +134,7 @@ def _pairs_of(ledger: Ledger, style: str, number: int) -> list[ContrastivePair]:
 
 
 def reduce_step(ledger: Ledger, style: str) -> None:
-    """Average a style's differences into its vector, and write down how the style ended.
+    """Average a style's differences into its vector; without an evaluation to come, the style ends.
 
     Raises:
         StoreError: a batch is missing; the style can be resumed.
@@ -144,12 +144,16 @@ def reduce_step(ledger: Ledger, style: str) -> None:
     missing = ledger.missing_numbers(style)
     if missing:
         raise StoreError(f"style {style!r}: batches {missing[:10]} are not extracted yet; 'svf resume' makes them")
+    result = ledger.entry(style, "reduced", 0)
     try:
-        result = _reduce(ledger, style)
+        result = result or _reduce(ledger, style)
     except StyleFailed as error:
-        result = {"state": "failed", "message": str(error)}
         log.error("%s", error)
-    ledger.finish(style, result)
+        ledger.finish(style, {"state": "failed", "message": str(error)})
+        return
+    ledger.record(style, "reduced", 0, result)
+    if ledger.spec.evaluation is None:
+        ledger.finish(style, result)
 
 
 def _reduce(ledger: Ledger, style: str) -> dict[str, Any]:

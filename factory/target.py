@@ -110,6 +110,10 @@ class Target:
         text = self._apply_template(messages, add_generation_prompt=True)
         return list(self._encode(text)["input_ids"])
 
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of bare text, without any special token."""
+        return list(self._encode(text)["input_ids"])
+
     def response_ids(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """Token ids of a conversation, and the indices of its last message's own tokens.
 

@@ -62,7 +62,7 @@ def resume(ledger: Ledger) -> list[str]:
     resumed = []
     for part in ledger.spec.styles:
         result = ledger.result(part.style.name)
-        if result is None or result["state"] != "done":
+        if result is None or result["state"] != "done" or result.get("evaluation") == "failed":
             ledger.reopen(part.style.name)
             send_style(ledger, part.style.name)
             resumed.append(part.style.name)
@@ -75,7 +75,8 @@ def send_style(ledger: Ledger, style: str) -> None:
     errback = report_failure.s(run=run, style=style)
     body = reduce_vector.s(run, style).on_error(errback)
     header = [_batch(ledger, style, number) for number in ledger.missing_numbers(style)]
-    send_chord(ledger, "reduce", header, body, style=style)
+    ends_with = "chord-sweep.json" if ledger.spec.evaluation else "result.json"
+    send_chord(ledger, "reduce", header, body, style=style, ends_with=ends_with)
 
 
 def _batch(ledger: Ledger, style: str, number: int) -> Signature:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery import Task, shared_task
 
+from factory.evaluation_steps import evaluate_step
 from factory.steps import extract_step
 from workers.step import step_of
 
@@ -13,3 +14,10 @@ def extract_batch(task: Task, run: str, style: str, number: int) -> None:
     """Read one batch of pairs and keep its differences."""
     with step_of(task, run, style) as (ledger, settings):
         extract_step(ledger, style, number, settings)
+
+
+@shared_task(bind=True)
+def evaluate_part(task: Task, run: str, style: str, number: int) -> None:
+    """Do one part of the evaluation of a style's vector."""
+    with step_of(task, run, style) as (ledger, settings):
+        evaluate_step(ledger, style, number, settings)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from celery import Task, shared_task
+from celery import Signature, Task, shared_task
 from celery.result import AsyncResult
 
+from factory.evaluation_steps import conclude_step, give_up_evaluation, missing_parts
+from factory.run import Ledger
 from factory.steps import reduce_step
+from workers.chord import send_chord
+from workers.gpu import evaluate_part
 from workers.step import step_of
 
 
@@ -14,12 +18,39 @@ def reduce_vector(task: Task, results: list[None], run: str, style: str) -> None
     """Average a style's differences into its vector. ``results`` say only that the header is done."""
     with step_of(task, run, style) as (ledger, _):
         reduce_step(ledger, style)
+        if ledger.spec.evaluation and not ledger.result(style):
+            body = check_choice.s(run, style).on_error(report_failure.s(run=run, style=style))
+            _send_parts(ledger, style, body, checks=False)
+
+
+@shared_task(bind=True)
+def check_choice(task: Task, results: list[None], run: str, style: str) -> None:
+    """After the sweep of a style's settings, measure the one that was chosen."""
+    with step_of(task, run, style) as (ledger, _):
+        body = conclude_evaluation.s(run, style).on_error(report_failure.s(run=run, style=style))
+        _send_parts(ledger, style, body, checks=True)
+
+
+@shared_task(bind=True)
+def conclude_evaluation(task: Task, results: list[None], run: str, style: str) -> None:
+    """Write a style's verdict into its vector."""
+    with step_of(task, run, style) as (ledger, _):
+        conclude_step(ledger, style)
+
+
+def _send_parts(ledger: Ledger, style: str, body: Signature, *, checks: bool) -> None:
+    """Send the parts of an evaluation that are still to do, with ``body`` behind them."""
+    header = [evaluate_part.si(ledger.run_id, style, number) for number in missing_parts(ledger, style, checks=checks)]
+    name, ends_with = ("checks", "result.json") if checks else ("sweep", "chord-checks.json")
+    send_chord(ledger, name, header, body, style=style, ends_with=ends_with)
 
 
 @shared_task(bind=True)
 def report_failure(task: Task, task_id: str, *, run: str, style: str) -> None:
-    """Write down that a style ended without a vector. Takes the failed task's id alone."""
+    """Write down that a style failed, or that only its evaluation did. Takes the failed task's id alone."""
     with step_of(task, run, style) as (ledger, _):
         if not ledger.result(style):
             reason = " ".join(str(AsyncResult(task_id, app=task.app).result).split())[:500]
+            give_up_evaluation(ledger, style, reason)
+        if not ledger.result(style):
             ledger.finish(style, {"state": "failed", "message": reason})

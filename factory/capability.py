@@ -1,0 +1,37 @@
+"""The capability check: a few questions with exact answers, so that the cost of steering is seen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExactQuestion:
+    """A question, and a regular expression that a right answer matches."""
+
+    question: str
+    answer: str
+
+
+EXACT_QUESTIONS = (
+    ExactQuestion("What is 7 plus 5?", r"\b(?:12|twelve)\b"),
+    ExactQuestion("What is 9 minus 4?", r"\b(?:5|five)\b"),
+    ExactQuestion("What is 6 times 7?", r"\b(?:42|forty-two)\b"),
+    ExactQuestion("What is half of 18?", r"\b(?:9|nine)\b"),
+    ExactQuestion("What is 100 divided by 4?", r"\b(?:25|twenty-five)\b"),
+    ExactQuestion("What is the capital of France?", r"\bParis\b"),
+    ExactQuestion("What is the capital of Japan?", r"\bTokyo\b"),
+    ExactQuestion("Which planet is known as the Red Planet?", r"\bMars\b"),
+    ExactQuestion("How many days does a week have?", r"\b(?:7|seven)\b"),
+    ExactQuestion("Who wrote the play Romeo and Juliet?", r"\bShakespeare\b"),
+    ExactQuestion("What is the chemical formula of water?", r"H(?:2|₂)O\b"),
+    ExactQuestion("Which ocean lies between Europe and North America?", r"\bAtlantic\b"),
+)
+
+
+def share_right(answers: Sequence[str]) -> float:
+    """Share of right ones among the ``answers`` to :data:`EXACT_QUESTIONS`, in their order."""
+    right = [bool(re.search(exact.answer, said)) for exact, said in zip(EXACT_QUESTIONS, answers, strict=True)]
+    return round(sum(right) / len(right), 4)

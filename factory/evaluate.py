@@ -1,0 +1,315 @@
+"""Evaluation: whether a vector steers, how strongly it should be added, and what that costs.
+
+In three stages, all on questions that no vector has seen. The cheap gate (probe.py) ranks every
+setting of the sweep. The best few answer the questions kept for choosing, and one of them is
+chosen: most answers in the style, hardly any loops. On the remaining questions the chosen setting
+is held against the unsteered model, the prompted one, a random and the negated vector. Choosing
+and measuring use different questions, so that the reported effect is not the luck of the choice.
+
+Every part is one small piece of work with a name, so that a queue can stand between the parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.answers import Questioning, ask, perplexities
+from factory.capability import EXACT_QUESTIONS, share_right
+from factory.errors import ConfigError
+from factory.pairs import sha256_of
+from factory.probe import Probe, Reading, apply_setting, layers_of
+from factory.run import BASELINES, EvaluationSpec
+from factory.score import gain, score, summary
+from factory.setting import Setting
+from factory.steer import Steering
+from factory.store import Store, hash_of
+from factory.styles import Style
+from factory.target import Target
+from factory.vector import SteeringVector
+
+SURPRISED = ("unsteered", "prompted", "steered")  # parts whose perplexity is measured
+STRONG = 0.3  # gain in the share of answers in the style from which a vector "steers"
+
+ENOUGH = math.log(0.5)  # log-probability of the openings above which more strength adds loops only
+
+Entry = dict[str, Any]  # what became of one part
+
+
+def settings_of(spec: EvaluationSpec) -> list[Setting]:
+    """Every setting of the sweep."""
+    return [
+        Setting(strength, layers, n_positions, key_strength)
+        for layers in spec.layer_sets
+        for n_positions in spec.positions
+        for key_strength in spec.key_strengths
+        for strength in spec.strengths
+    ]
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """One vector, the model that it is for, and the questions to try it on."""
+
+    target: Target
+    vector: SteeringVector
+    style: Style
+    spec: EvaluationSpec
+    store: Store
+
+    def examine(self, part: str, done: Mapping[str, Entry]) -> Entry:
+        """Do one part; ``done`` holds the parts that it builds on."""
+        if part in BASELINES:
+            return self._measure(part, None, self.style.instruction() if part == "prompted" else None)
+        if part.startswith("cell-"):
+            return self._try(self.ranked()[int(part.removeprefix("cell-"))])
+        setting = Setting(**choose_cell(done, self.spec)["setting"])
+        if part == "capability":
+            return self._capability(setting)
+        return self._measure(part, self._steering(part, setting))
+
+    def ranked(self) -> list[dict[str, Any]]:
+        """The settings that deserve real answers, by the cheap gate, the most promising first."""
+        tensors = [self.vector.key_vector, self.vector.value_vector]
+        asked = {
+            "model": [self.target.name, self.target.revision, self.target.dtype],
+            "vector": [sha256_of(tensor.numpy().tobytes()) for tensor in tensors],
+            "openings": self.style.openings,
+            "spec": self.spec.model_dump(mode="json"),
+        }
+        key = f"probes/{hash_of(asked)}.json"
+        known = self.store.read_json(key)
+        if known is None:
+            known = self._rank()
+            self.store.write_json(key, known)
+        return list(known)
+
+    def _rank(self) -> list[dict[str, Any]]:
+        probe = Probe(self.target, self.style, self.spec.probe_questions)
+        readings = [probe.read(self.vector, setting) for setting in self._usable_settings()]
+        return [reading.to_json() for reading in rank(readings, self.spec.cells)]
+
+    def _usable_settings(self) -> list[Setting]:
+        """The sweep without layer sets that this vector does not hold."""
+        usable = [setting for setting in settings_of(self.spec) if layers_of(self.vector, setting)]
+        if not usable:
+            raise ConfigError(
+                f"evaluation.layer_sets {list(self.spec.layer_sets)} hold none of the vector's layers "
+                f"{self.vector.layer_indices}: use 'all' or some of these"
+            )
+        return usable
+
+    def _try(self, reading: dict[str, Any]) -> Entry:
+        """One setting of the sweep, on the questions kept for choosing."""
+        setting = Setting(**reading["setting"])
+        steering = apply_setting(self.vector, setting)
+        questioning = Questioning(self.spec.choice_questions, self.spec.max_new_tokens, steering)
+        answers = ask(self.target, questioning, self.store)
+        return {
+            "setting": setting.to_json(),
+            "layers": steering.vector.layer_indices,
+            "figures": score(answers, self.style),
+            "openings": reading["openings"],
+            "moved": reading["moved"],
+            "answers": questioning.key(self.target),
+        }
+
+    def _measure(self, part: str, steering: Steering | None, system: str | None = None) -> Entry:
+        """One state of the model, on the questions kept for measuring."""
+        questioning = Questioning(self.spec.questions, self.spec.max_new_tokens, steering, system)
+        answers = ask(self.target, questioning, self.store)
+        surprise = perplexities(self.target, self.spec.questions, answers) if part in SURPRISED else []
+        return {"figures": score(answers, self.style, surprise), "answers": questioning.key(self.target)}
+
+    def _steering(self, part: str, setting: Setting) -> Steering:
+        steering = apply_setting(self.vector, setting)
+        if part == "random":
+            return replace(steering, vector=random_like(steering.vector))
+        if part == "negated":
+            return replace(steering, vector=-steering.vector)
+        return steering
+
+    def _capability(self, setting: Setting) -> Entry:
+        questions = tuple(exact.question for exact in EXACT_QUESTIONS)
+        shares = {}
+        for name, steering in {"unsteered": None, "steered": self._steering("steered", setting)}.items():
+            questioning = Questioning(questions, self.spec.max_new_tokens, steering)
+            shares[name] = share_right(ask(self.target, questioning, self.store))
+        return {"n": len(questions), **shares}
+
+
+def rank(readings: Sequence[Reading], count: int) -> list[Reading]:
+    """The ``count`` readings that deserve real answers.
+
+    Openings become likelier with strength until the model only loops, which the gate cannot see.
+    Measured: around a probability of one half most answers are in the style, above it only loops
+    are gained. So the settings nearest to one half come first, whichever layers they have.
+    """
+    return sorted(readings, key=lambda reading: abs(reading.openings - ENOUGH))[:count]
+
+
+def random_like(vector: SteeringVector) -> SteeringVector:
+    """A random direction with the vector's norms at each layer; the same for the same style."""
+    seed = int(sha256_of(vector.style_name)[:8], 16)
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(like: Tensor) -> Tensor:
+        noise: Tensor = torch.randn(like.shape, generator=generator)
+        norms: Tensor = like.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
+        return noise * norms[:, None, None]
+
+    return replace(vector, key_vector=drawn(vector.key_vector), value_vector=drawn(vector.value_vector))
+
+
+def cells_of(done: Mapping[str, Entry]) -> list[Entry]:
+    """What became of the settings that answered, in the order in which the gate ranked them."""
+    ranks = sorted(int(part.removeprefix("cell-")) for part in done if part.startswith("cell-"))
+    return [done[f"cell-{rank}"] for rank in ranks]
+
+
+def choose_cell(done: Mapping[str, Entry], spec: EvaluationSpec) -> Entry:
+    """The setting with most answers in the style among those that hardly loop.
+
+    Where all of them loop, the one that loops least.
+    """
+    cells = cells_of(done)
+    fluent = [cell for cell in cells if cell["figures"]["loops"] <= spec.max_loops]
+
+    def worth(cell: Entry) -> tuple[float, ...]:
+        figures = cell["figures"]
+        return figures["share"], figures["markers"], figures["distinct_4grams"]
+
+    return max(fluent, key=worth) if fluent else min(cells, key=lambda cell: cell["figures"]["loops"])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found out about one vector.
+
+    ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
+    ``interval`` its 95 % bootstrap interval; ``marker_gain`` the gain in markers an answer.
+    ``measured`` holds the figures of each state of the model, ``cells`` those of the sweep.
+    """
+
+    style: str
+    setting: Setting
+    layers: list[int]
+    effect: float
+    interval: list[float]
+    marker_gain: float
+    marker_interval: list[float]
+    verdict: str
+    advice: str
+    measured: dict[str, dict[str, Any]]
+    cells: list[dict[str, Any]]
+    capability: dict[str, Any]
+    specificity: dict[str, float]
+    settings: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation as plain data."""
+        return asdict(self)
+
+
+def conclude(
+    style: Style, spec: EvaluationSpec, done: Mapping[str, Entry], specificity: dict[str, float]
+) -> Evaluation:
+    """The verdict, from what became of the parts. ``specificity``: share of answers by style's markers."""
+    steered, unsteered = done["steered"]["figures"], done["unsteered"]["figures"]
+    effect, interval = gain(steered["in_style"], unsteered["in_style"])
+    marker_gain, marker_interval = gain(steered["shown"], unsteered["shown"])
+    verdict, advice = judge(effect, interval, marker_interval, steered["loops"], spec.max_loops)
+    chosen = choose_cell(done, spec)
+    return Evaluation(
+        style=style.name,
+        setting=Setting(**chosen["setting"]),
+        layers=chosen["layers"],
+        effect=effect,
+        interval=interval,
+        marker_gain=marker_gain,
+        marker_interval=marker_interval,
+        verdict=verdict,
+        advice=advice,
+        measured={part: summary(done[part]["figures"]) for part in (*BASELINES, "steered", "random", "negated")},
+        cells=[{**cell, "figures": summary(cell["figures"])} for cell in cells_of(done)],
+        capability=done["capability"],
+        specificity=specificity,
+        settings={
+            "questions": len(spec.questions),
+            "choice_questions": len(spec.choice_questions),
+            "max_new_tokens": spec.max_new_tokens,
+            "max_loops": spec.max_loops,
+        },
+    )
+
+
+def judge(
+    effect: float, interval: list[float], marker_interval: list[float], loops: float, max_loops: float
+) -> tuple[str, str]:
+    """A verdict in plain words, and what to try next where it is not the best."""
+    broken = loops > max_loops
+    if interval[0] > 0 and effect >= STRONG:
+        advice = "Its answers loop too often: evaluate lower strengths or fewer positions." if broken else ""
+        return ("steers, but loops" if broken else "steers"), advice
+    if interval[0] > 0 or marker_interval[0] > 0:
+        return "steers weakly", (
+            "Try higher strengths, more layers (target_layers: all), more steered positions, or the recipe "
+            "response_mean with n_tokens: 4."
+        )
+    return "no effect", (
+        "Nothing that the sweep tried shows the style. Extract more layers (target_layers: all), try another recipe "
+        "(fewshot or response_mean with n_tokens: 4), add pairs, or widen evaluation.strengths."
+    )
+
+
+def add_evaluation(vector: SteeringVector, evaluation: Evaluation) -> SteeringVector:
+    """The vector with its verdict, and with what steering then uses by default."""
+    setting = evaluation.setting
+    known = {
+        "recommended_strength": setting.strength,
+        "recommended_layers": evaluation.layers,
+        "recommended_positions": setting.n_positions,
+        "recommended_key_strength": setting.key_strength,
+        "effect": evaluation.effect,
+        "interval": evaluation.interval,
+        "verdict": evaluation.verdict,
+        "evaluation": evaluation.to_json(),
+    }
+    return replace(vector, metadata={**vector.metadata, **known})
+
+
+def evaluate(
+    target: Target,
+    vector: SteeringVector,
+    style: Style,
+    spec: EvaluationSpec,
+    *,
+    store: Store | None = None,
+    after: Callable[[str], None] = lambda part: None,
+) -> tuple[Evaluation, dict[str, Entry]]:
+    """Evaluate a vector here, in this process; also returns what became of every part.
+
+    ``store`` keeps answers (default: memory); ``after`` is told each part that is done.
+
+    Raises:
+        VectorError: the vector is for another model.
+        ConfigError: the sweep's layer sets hold none of the vector's layers.
+    """
+    store = store or Store("memory://evaluation")
+    examiner = Examiner(target, vector, style, spec, store)
+    done: dict[str, Entry] = {}
+    for part in spec.parts:
+        done[part] = examiner.examine(part, done)
+        after(part)
+    specificity = specificity_of(store.require_json(done["steered"]["answers"]), {style.name: style})
+    return conclude(style, spec, done, specificity), done
+
+
+def specificity_of(answers: list[str], styles: Mapping[str, Style]) -> dict[str, float]:
+    """Share of ``answers`` in each of ``styles``, judged by that style's markers."""
+    return {name: round(sum(map(style.is_shown_in, answers)) / len(answers), 4) for name, style in styles.items()}

@@ -1,0 +1,101 @@
+"""The evaluation of a style's vector within a run, part by part, from store to store.
+
+Like the steps before (steps.py), each may run twice, on any machine, and gives the same result.
+Parts are numbered in the order of ``EvaluationSpec.parts``. A vector whose evaluation
+fails is still a vector: the style ends as done, and says that it was not evaluated.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from factory.config import Settings
+from factory.errors import StoreError
+from factory.log import log
+from factory.pairs import sha256_of
+from factory.run import Ledger
+from factory.steps import target_of
+
+if TYPE_CHECKING:
+    from factory.vector import SteeringVector
+
+
+def missing_parts(ledger: Ledger, style: str, *, checks: bool) -> list[int]:
+    """Numbers of the parts that are still to do: baselines and cells, or the checks after them."""
+    spec = ledger.spec.evaluation
+    if spec is None:
+        return []
+    n_first, n_all = len(spec.first_parts), len(spec.parts)
+    done = ledger.done_numbers(style, "evaluated")
+    return [number for number in (range(n_first, n_all) if checks else range(n_first)) if number not in done]
+
+
+def evaluate_step(ledger: Ledger, style: str, number: int, settings: Settings) -> None:
+    """Do one part of a style's evaluation with the target model.
+
+    Raises:
+        ConfigError, TargetError: the model cannot be used here.
+        StoreError: the vector, or a part that this one builds on, is missing.
+    """
+    if ledger.entry(style, "evaluated", number):
+        return
+    from factory.evaluate import Examiner
+
+    spec = ledger.spec.evaluation
+    if spec is None:
+        return
+    part = spec.parts[number]
+    target = target_of(ledger.spec.extraction, settings)
+    examiner = Examiner(target, _vector(ledger, style), ledger.spec.style_run(style).style, spec, ledger.store)
+    ledger.record(style, "evaluated", number, examiner.examine(part, done_parts(ledger, style)))
+    log.info("evaluation: %s done", part)
+
+
+def done_parts(ledger: Ledger, style: str) -> dict[str, dict[str, Any]]:
+    """What became of the parts that are done, by name."""
+    spec = ledger.spec.evaluation
+    parts = enumerate(spec.parts if spec else [])
+    entries = {part: ledger.entry(style, "evaluated", number) for number, part in parts}
+    return {part: entry for part, entry in entries.items() if entry is not None}
+
+
+def conclude_step(ledger: Ledger, style: str) -> None:
+    """Write the verdict into the style's vector, and end the style.
+
+    Raises:
+        StoreError: a part is missing; the style can be resumed.
+    """
+    if ledger.result(style) or ledger.spec.evaluation is None:
+        return
+    from factory.evaluate import add_evaluation, conclude, specificity_of
+
+    missing = [*missing_parts(ledger, style, checks=False), *missing_parts(ledger, style, checks=True)]
+    if missing:
+        raise StoreError(f"style {style!r}: parts {missing} of its evaluation are missing; 'svf resume' does them")
+    done = done_parts(ledger, style)
+    styles = {part.style.name: part.style for part in ledger.spec.styles}
+    specificity = specificity_of(ledger.store.require_json(done["steered"]["answers"]), styles)
+    evaluation = conclude(styles[style], ledger.spec.evaluation, done, specificity)
+    content = add_evaluation(_vector(ledger, style), evaluation).to_pt()
+    ledger.store.write(ledger.vector_key(style), content)
+    log.info("evaluated: %s, effect %+.2f", evaluation.verdict, evaluation.effect)
+    reduced = ledger.entry(style, "reduced", 0) or {}
+    ledger.finish(style, {**reduced, "vector_sha256": sha256_of(content), "verdict": evaluation.verdict})
+
+
+def give_up_evaluation(ledger: Ledger, style: str, reason: str) -> None:
+    """End a style whose evaluation failed: its vector stays, without a verdict."""
+    reduced = ledger.entry(style, "reduced", 0)
+    if reduced and not ledger.result(style):
+        log.error("evaluation failed: %s", reason)
+        message = f"made, but not evaluated: {reason}"
+        ledger.finish(style, {**reduced, "evaluation": "failed", "message": message})
+
+
+def _vector(ledger: Ledger, style: str) -> SteeringVector:
+    from factory.vector import SteeringVector
+
+    content = ledger.store.read(ledger.vector_key(style))
+    if content is None:
+        raise StoreError(f"the vector of style {style!r} is gone from the store; 'svf resume' makes it")
+    return SteeringVector.from_bytes(content, source=f"{style}.pt")
