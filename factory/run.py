@@ -238,6 +238,15 @@ class Ledger:
         record: dict[str, Any] | None = self.store.read_json(self._key(style, f"chord-{name}.json"))
         return record
 
+    def chord_names(self, style: str) -> list[str]:
+        """Names of the chords of a style that were written down."""
+        names = [name for name in self.files(style) if name.startswith("chord-")]
+        return [name[len("chord-") : -len(".json")] for name in names]
+
+    def drop_chord(self, style: str, name: str) -> None:
+        """Forget a chord."""
+        self.store.delete(self._key(style, f"chord-{name}.json"))
+
     def mark_open(self) -> None:
         """Have guards look after this run."""
         key = f"{OPEN}/{self.run_id}.json"
