@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from factory.errors import FactoryError
+from factory.extras import missing_extra
 
 INTERRUPTED = 130
 
@@ -66,9 +67,10 @@ def main() -> None:
     except click.ClickException as error:
         console.print(f"[red]error:[/red] {error.format_message()}", markup=True)
         sys.exit(2)
-    except FactoryError as error:
-        if debug:
+    except (FactoryError, ModuleNotFoundError) as error:
+        known = error if isinstance(error, FactoryError) else missing_extra(error.name)
+        if debug or known is None:
             raise
         console.print("[red]error:[/red] ", end="")
-        console.print(str(error), markup=False)
-        sys.exit(error.exit_status)
+        console.print(str(known), markup=False)
+        sys.exit(known.exit_status)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factory.config import OutputSettings
 from factory.errors import StoreError
@@ -15,7 +15,9 @@ from factory.pairs import write_atomically
 from factory.plan import dataset_path
 from factory.run import Ledger
 from factory.styles import Style
-from factory.vector import SteeringVector
+
+if TYPE_CHECKING:  # 'svf enqueue' imports this module's neighbours on machines without torch
+    from factory.vector import SteeringVector
 
 
 def vector_path(output: Path, style: str) -> Path:
@@ -52,6 +54,8 @@ def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSet
     Raises:
         StoreError: the store no longer holds what the ledger says.
     """
+    from factory.vector import SteeringVector
+
     content = ledger.store.read(ledger.vector_key(style.name))
     dataset = ledger.store.read(ledger.dataset_key(style.name))
     if content is None or dataset is None:

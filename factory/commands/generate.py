@@ -16,6 +16,7 @@ from factory.commands.options import Job, job_options
 from factory.download import BUILT_IN, built_in_folder
 from factory.embedded import running_broker, running_crew
 from factory.export import export_style
+from factory.extras import require_target
 from factory.log import log, start_logging
 from factory.plan import Plan, plan_run
 from factory.progress import watch
@@ -34,6 +35,7 @@ def generate(job: Job) -> int:
     """
     console = Console(highlight=False)
     started = time.monotonic()
+    require_target()
     job.output.mkdir(parents=True, exist_ok=True)
     os.environ["FACTORY_LOG"] = str((job.output / LOG_FILE).resolve())
     start_logging(terminal=False)

@@ -1,0 +1,163 @@
+"""Imports point one way, and a machine without torch can run the teacher's part."""
+
+import ast
+import os
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+
+from tests.conftest import ROOT
+
+FORBIDS_TORCH = """
+import sys
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "safetensors", "accelerate", "numpy", "matplotlib"}:
+            raise ModuleNotFoundError(f"{name} is not part of the base install", name=name)
+sys.meta_path.insert(0, Forbid())
+"""
+SOURCES = sorted([*(ROOT / "factory").rglob("*.py"), *(ROOT / "workers").rglob("*.py"), ROOT / "celeryconfig.py"])
+QUEUE_SIDE = {"factory.celery", "factory.embedded", "factory.cli"}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = [module_name(path) for path in SOURCES]
+
+
+@cache
+def imports_of(module, at_start_only=False):
+    """Full names of what a module imports; with ``at_start_only`` not those inside functions or for types."""
+    path = ROOT / (module.replace(".", "/") + ".py")
+    path = path if path.exists() else path.with_suffix("") / "__init__.py"
+    tree = ast.parse(path.read_text())
+    found = set()
+
+    def visit(node):
+        if at_start_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            found.update({f"{node.module}.{alias.name}" for alias in node.names} | {node.module})
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+def tops(module, **how):
+    return {name.split(".")[0] for name in imports_of(module, **how)}
+
+
+def run_python(program, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd="/",
+        env=dict(os.environ) | environment,
+    )
+
+
+def test_only_the_queue_side_imports_celery():
+    allowed = {m for m in MODULES if m.startswith(("workers", "factory.commands"))} | QUEUE_SIDE | {"celeryconfig"}
+    users = {m for m in MODULES if tops(m) & {"celery", "kombu", "billiard"}}
+    assert users <= allowed
+    at_start = {m for m in users if tops(m, at_start_only=True) & {"celery", "kombu", "billiard"}}
+    assert not {m for m in at_start if m.startswith("factory.commands")}, "a command imports celery when it runs"
+
+
+def test_the_library_never_imports_the_workers():
+    users = {m for m in MODULES if m.startswith("factory") and "workers" in tops(m)}
+    assert users <= {m for m in MODULES if m.startswith("factory.commands")}
+    assert not {m for m in users if "workers" in tops(m, at_start_only=True)}
+
+
+def test_no_domain_module_imports_the_terminal_or_the_queue():
+    shell = ("factory.cli", "factory.commands", "factory.celery", "factory.embedded", "factory.progress")
+    for module in MODULES:
+        if module.startswith("factory") and not module.startswith(shell):
+            assert not {name for name in imports_of(module) if name.startswith(shell)}, module
+
+
+def test_errors_stand_on_nothing():
+    assert imports_of("factory.errors") == {"__future__", "__future__.annotations"}
+
+
+def test_only_kv_knows_the_cache_classes_of_transformers():
+    users = {m for m in MODULES if any(name.startswith("transformers.cache_utils") for name in imports_of(m))}
+    assert users == {"factory.kv"}
+
+
+def test_imports_of_the_package_have_no_circle():
+    known = set(MODULES)
+
+    def depends(module):
+        return {name for name in imports_of(module, at_start_only=True) if name in known and name != module}
+
+    done, open_ = set(), []
+
+    def visit(module):
+        assert module not in open_, f"a circle: {' -> '.join([*open_, module])}"
+        if module not in done:
+            open_.append(module)
+            for other in depends(module):
+                visit(other)
+            open_.pop()
+            done.add(module)
+
+    for module in MODULES:
+        visit(module)
+
+
+@pytest.mark.parametrize("module", ["workers.teacher", "workers.gpu", "workers.reduce", "workers.flow", "factory.cli"])
+def test_the_base_install_never_imports_torch(module):
+    ended = run_python(f"{FORBIDS_TORCH}\nimport {module}")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_every_module_of_the_teachers_part_imports_without_torch():
+    names = ["teacher", "steps", "plan", "run", "config", "styles", "pairs", "store", "artifacts", "log", "embedded"]
+    ended = run_python(FORBIDS_TORCH + "\n".join(f"import factory.{name}" for name in names))
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("words", [["styles"], ["enqueue", "--help"], ["status", "--help"], ["config"], ["--help"]])
+def test_svf_runs_without_torch(words, tmp_path):
+    program = f"{FORBIDS_TORCH}\nsys.argv = ['svf', *{words!r}]\nfrom factory.cli import main\nmain()"
+    ended = run_python(program)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("words", [["generate"], ["steer", "v.pt", "-p", "Why?"], ["show", "v.pt"]])
+def test_what_needs_torch_says_so_without_it(words):
+    program = f"{FORBIDS_TORCH}\nsys.argv = ['svf', *{words!r}]\nfrom factory.cli import main\nmain()"
+    ended = run_python(program)
+    assert ended.returncode == 2
+    assert "pip install 'steering-vector-factory[target]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_app_finds_its_tasks_without_torch():
+    program = FORBIDS_TORCH + (
+        "from factory.celery import app\napp.loader.import_default_modules()\n"
+        "print(sorted(name for name in app.tasks if name.startswith('workers.')))"
+    )
+    ended = run_python(program)
+    assert "workers.gpu.extract_batch" in ended.stdout, ended.stderr
+    assert "workers.teacher.write_pairs" in ended.stdout
+
+
+def test_importing_the_package_does_no_work():
+    program = "import sys, factory\nprint([m for m in ('torch', 'celery', 'openai', 'yaml') if m in sys.modules])"
+    assert run_python(program).stdout.strip() == "[]"
