@@ -6,14 +6,13 @@ from celery import Task, shared_task
 
 from factory.evaluation_steps import evaluate_step
 from factory.steps import extract_step
-from workers.step import step_of
+from workers.step import run_batch, step_of
 
 
 @shared_task(bind=True)
 def extract_batch(task: Task, run: str, style: str, number: int) -> None:
     """Read one batch of pairs and keep its differences."""
-    with step_of(task, run, style) as (ledger, settings):
-        extract_step(ledger, style, number, settings)
+    run_batch(task, run, style, number, extract_step)
 
 
 @shared_task(bind=True)
