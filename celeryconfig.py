@@ -4,10 +4,11 @@ from kombu import Exchange, Queue
 
 from factory.config import load_settings
 
-_VISIBILITY = 600  # s; at least 3x the longest task or countdown, and above the 6 s of a chord's claim
+_settings = load_settings()
+_VISIBILITY = _settings.visibility_timeout  # s; at least 3x the longest task or countdown
 _RETRIES = {"max_retries": 60, "interval_start": 0, "interval_step": 0.2, "interval_max": 2}
 
-broker_url = load_settings().broker_url or "redis://127.0.0.1:6379/0"
+broker_url = _settings.broker_url or "redis://127.0.0.1:6379/0"
 result_backend = broker_url
 
 # ---- messages: JSON only; nothing that arrives is executed

@@ -140,10 +140,10 @@ def send_record(ledger: Ledger, record: ChordRecord) -> None:
             send_member(record, number)
 
 
-def send_member(record: ChordRecord, number: int) -> None:
-    """Send one member of the header, under the ids it has."""
+def send_member(record: ChordRecord, number: int, start: int = 0) -> None:
+    """Send one member of the header, under the ids it has; from its step ``start`` on."""
     body = record.body_signature
-    steps = [step.signature for step in record.members[number]]
+    steps = [step.signature for step in record.members[number][start:]]
     call = steps[0] if len(steps) == 1 else chain(steps)
     errbacks = record.body["options"].get("link_error") or []
     call.apply_async(
@@ -159,6 +159,16 @@ def send_member(record: ChordRecord, number: int) -> None:
 def send_body(record: ChordRecord) -> None:
     """Send the body itself, with an empty list of results."""
     record.body_signature.apply_async(args=([],), add_to_parent=False)
+
+
+def retire_chords(ledger: Ledger, style: str) -> None:
+    """Forget a style's chords, so that parts still on their way no longer start a body or fail it."""
+    client = app.backend.client
+    for name in ledger.chord_names(style):
+        record = read_chord(ledger, style, name)
+        if record:
+            client.delete(*(app.backend.get_key_for_group(record.group, suffix) for suffix in (".s", ".j", ".d", ".t")))
+        ledger.drop_chord(style, name)
 
 
 def read_chord(ledger: Ledger, style: str, name: str) -> ChordRecord | None:

@@ -14,10 +14,12 @@ from factory.errors import BrokerError
 from factory.plan import Plan
 from factory.run import Ledger
 from factory.store import Store
-from workers.chord import send_chord
+from workers.chord import ChordRecord, retire_chords, send_record, write_chord
 from workers.gpu import extract_batch
 from workers.reduce import reduce_vector, report_failure
 from workers.teacher import write_pairs
+
+CANCELLED = "cancelled; what is done is kept, and 'svf resume {run}' goes on from there"
 
 
 def check_broker() -> None:
@@ -39,7 +41,7 @@ def check_broker() -> None:
 
 
 def submit(plan: Plan, store: Store) -> Ledger:
-    """Write the run down, then send every style.
+    """Write the run and its chords down, then send every style.
 
     Raises:
         BrokerError: there is no broker; nothing was sent.
@@ -47,36 +49,71 @@ def submit(plan: Plan, store: Store) -> Ledger:
     check_broker()
     ledger = Ledger(store, plan.spec.run_id)
     ledger.create(plan.spec, plan.batches)
-    for part in plan.spec.styles:
-        send_style(ledger, part.style.name)
+    ledger.mark_open()  # from here on a guard finishes what we begin
+    for record in [write_style(ledger, part.style.name) for part in plan.spec.styles]:
+        send_record(ledger, record)
     return ledger
 
 
 def resume(ledger: Ledger) -> list[str]:
     """Send what is missing of a run; returns the styles that go on.
 
+    A style that failed starts again with what is not done. Of one that still runs, lost messages
+    are sent again.
+
     Raises:
         BrokerError: there is no broker.
     """
     check_broker()
     resumed = []
+    running = False
     for part in ledger.spec.styles:
         result = ledger.result(part.style.name)
-        if result is None or result["state"] != "done" or result.get("evaluation") == "failed":
-            ledger.reopen(part.style.name)
-            send_style(ledger, part.style.name)
+        if result is None:
+            running = True
             resumed.append(part.style.name)
+        elif result["state"] != "done" or result.get("evaluation") == "failed":
+            restart_style(ledger, part.style.name)
+            resumed.append(part.style.name)
+    ledger.mark_open()
+    if running:
+        from workers.guard import repair_now  # the guard starts flows too
+
+        repair_now(ledger)
     return resumed
 
 
-def send_style(ledger: Ledger, style: str) -> None:
-    """Send the batches of a style that are not extracted yet, and its reduction behind them."""
+def restart_style(ledger: Ledger, style: str) -> None:
+    """Begin a style that failed anew, with the batches that are not done."""
+    retire_chords(ledger, style)
+    ledger.forget_given_up(style)
+    ledger.reopen(style)
+    send_record(ledger, write_style(ledger, style))
+
+
+def cancel(ledger: Ledger) -> list[str]:
+    """End what is not done of a run; returns the styles that were ended.
+
+    What is done is kept. Messages stay in the queues, as they cannot be told apart there; each
+    task looks first whether its style has ended.
+    """
+    ended = []
+    for part in ledger.spec.styles:
+        style = part.style.name
+        if ledger.result(style) is None:
+            ledger.finish(style, {"state": "failed", "message": CANCELLED.format(run=ledger.run_id)})
+            ended.append(style)
+    return ended
+
+
+def write_style(ledger: Ledger, style: str) -> ChordRecord:
+    """Write down the batches of a style that are not extracted yet, and its reduction behind them."""
     run = ledger.run_id
     errback = report_failure.s(run=run, style=style)
     body = reduce_vector.s(run, style).on_error(errback)
     header = [_batch(ledger, style, number) for number in ledger.missing_numbers(style)]
     ends_with = "chord-sweep.json" if ledger.spec.evaluation else "result.json"
-    send_chord(ledger, "reduce", header, body, style=style, ends_with=ends_with)
+    return write_chord(ledger, "reduce", header, body, style=style, ends_with=ends_with)
 
 
 def _batch(ledger: Ledger, style: str, number: int) -> Signature:
