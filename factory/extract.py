@@ -58,7 +58,7 @@ class RenderedBatch:
 
 def render_batch(batch: Sequence[ContrastivePair], target: Target, recipe: Recipe) -> RenderedBatch:
     """Render every pair of a batch that can be read; record the others with their reason."""
-    usable, refused = usable_pairs(batch, target)
+    usable, refused = usable_pairs(batch, target, recipe)
     rejected = [Rejection(pair.pair_id, error.reason, str(error)) for pair, error in refused]
     pair_ids, renderings = [], []
     for pair in usable:

@@ -18,7 +18,8 @@ from typing import Any
 
 from factory.errors import ConfigError, DatasetError
 
-BATCH_SIZE = 16
+BATCH_SIZE = 16  # pairs a task
+N_SHOTS = 4  # examples in a few-shot text
 REQUIRED_FIELDS = (
     "question",
     "positive_prompt",

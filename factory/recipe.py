@@ -10,28 +10,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from factory.errors import ConfigError, PairRejected, UnknownRecipe
-from factory.pairs import BATCH_SIZE, ContrastivePair, cut_batches
+from factory.pairs import BATCH_SIZE, N_SHOTS, ContrastivePair, cut_batches
 from factory.target import Message, Target
 
 NEUTRAL_INSTRUCTION = "Answer the question in plain, connected prose."
-CIRCLE = 4  # pairs of a batch that share their few-shot examples, and so the work of reading them
+CIRCLE = 8  # pairs of a batch that share their few-shot examples, and so the work of reading them
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A named way to render pairs, with its numbers.
 
-    ``n_shots``: examples in a ``fewshot`` text. ``n_tokens``: how many of the response's first
+    ``n_shots``: examples in a ``fewshot`` text; fewer where the batch is too small or the text
+    would be too long. ``n_tokens``: how many of the response's first
     tokens ``response_mean`` averages (None: all). ``max_sequence_length``: the longest text, in
     tokens; a longer pair is rejected, never cut.
     """
 
     name: str = "fewshot"
-    n_shots: int = 3
+    n_shots: int = N_SHOTS
     n_tokens: int | None = None
     max_sequence_length: int = 2048
 
@@ -134,40 +135,33 @@ def draw_examples(
 ) -> tuple[list[ContrastivePair], str]:
     """The examples of a few-shot text, ending with ``pair`` itself, and another question of the group.
 
-    Four neighbours of a batch form a circle and share the examples before their own, so that the
-    model reads those once for all four; the draw depends on pair ids alone.
-
-    Raises:
-        PairRejected: the group has no question left that is not among the examples.
+    Neighbours of a batch form a circle and share the examples before their own, so that the model
+    reads those once for all of them; the draw depends on pair ids alone. A small group gives
+    fewer examples, and a pair that is alone is followed by its own question.
     """
     place = next(index for index, other in enumerate(group) if other.pair_id == pair.pair_id)
     circle = group[place // CIRCLE * CIRCLE :][:CIRCLE]
     inside = {other.pair_id for other in circle}
     outside = [other for other in group if other.pair_id not in inside]
-    if len(outside) < n_shots - 1:  # a small group: share nothing
+    n_companions = min(n_shots - 1, max(0, len(group) - 2))
+    if len(outside) < n_companions:  # a small group: share nothing
         circle, outside = [pair], [other for other in group if other.pair_id != pair.pair_id]
-    companions = _shuffled(outside, seed=circle[0].pair_id)[: n_shots - 1]
+    companions = _shuffled(outside, seed=circle[0].pair_id)[:n_companions]
     taken = {example.question for example in [*companions, pair]}
-    questions = [other for other in _shuffled(group, seed=pair.pair_id) if other.question not in taken]
-    if not questions:
-        raise PairRejected(
-            "too_few_pairs",
-            f"{pair.pair_id}: a few-shot text of {n_shots} examples needs {n_shots + 1} usable pairs in its batch, "
-            f"found {len(group)}; add pairs or lower n_shots",
-        )
-    return [*companions, pair], questions[0].question
+    questions = [other.question for other in _shuffled(group, seed=pair.pair_id) if other.question not in taken]
+    return [*companions, pair], (questions or [pair.question])[0]
 
 
 def _shuffled(pairs: Sequence[ContrastivePair], seed: str) -> list[ContrastivePair]:
     return sorted(pairs, key=lambda pair: hashlib.sha256(f"{seed}\n{pair.pair_id}".encode()).digest())
 
 
-def check_pair(pair: ContrastivePair, target: Target) -> None:
-    """Refuse a pair that would make a wrong difference.
+def check_pair(pair: ContrastivePair, target: Target, recipe: Recipe) -> None:
+    """Refuse a pair that would make a wrong difference, or spoil others as their example.
 
     Raises:
-        PairRejected: an empty or identical response, or text that the target's tokenizer or chat
-            template would take for a special token.
+        PairRejected: an empty or identical response, text that the target's tokenizer or chat
+            template would take for a special token, or an example that is too long by itself.
     """
     texts = {"question": pair.question, "positive": pair.positive_response, "negative": pair.negative_response}
     for name, text in texts.items():
@@ -178,16 +172,25 @@ def check_pair(pair: ContrastivePair, target: Target) -> None:
             raise PairRejected("special_token", f"{pair.pair_id}: the {name} text holds {special!r}")
     if pair.positive_response.strip() == pair.negative_response.strip():
         raise PairRejected("identical", f"{pair.pair_id}: both responses are the same text")
+    if recipe.name == "fewshot":
+        for positive in (True, False):
+            _check_length(pair, len(target.prompt_ids(Side(target, positive).turn(pair))), target, recipe)
+
+
+def _check_length(pair: ContrastivePair, n_tokens: int, target: Target, recipe: Recipe) -> None:
+    limit = min(recipe.max_sequence_length, target.longest_text)
+    if n_tokens > limit:
+        raise PairRejected("too_long", f"{pair.pair_id}: {n_tokens} tokens, at most {limit} are read, none cut off")
 
 
 def usable_pairs(
-    pairs: Sequence[ContrastivePair], target: Target
+    pairs: Sequence[ContrastivePair], target: Target, recipe: Recipe
 ) -> tuple[list[ContrastivePair], list[tuple[ContrastivePair, PairRejected]]]:
     """Split pairs into those that can be read and those that cannot, with the reason."""
     usable, rejected = [], []
     for pair in pairs:
         try:
-            check_pair(pair, target)
+            check_pair(pair, target, recipe)
             usable.append(pair)
         except PairRejected as rejection:
             rejected.append((pair, rejection))
@@ -199,18 +202,22 @@ def render_in_group(
 ) -> Rendering:
     """Render a pair whose batch, reduced to its usable pairs, is ``group``.
 
+    A few-shot text that is too long gets fewer examples, the same number on both sides.
+
     Raises:
-        PairRejected: the text is too long, both sides are the same text, or examples are lacking.
+        PairRejected: the text is too long, or both sides are the same text.
     """
     strategy = RECIPES[recipe.name]
-    positive_ids, positive_positions = strategy(Side(target, True), pair, group, recipe)
-    negative_ids, negative_positions = strategy(Side(target, False), pair, group, recipe)
-    longest = max(len(positive_ids), len(negative_ids))
+    shorter = range(recipe.n_shots, 0, -1) if recipe.name == "fewshot" else [recipe.n_shots]
     limit = min(recipe.max_sequence_length, target.longest_text)
-    if longest > limit:
-        raise PairRejected(
-            "too_long", f"{pair.pair_id}: {longest} tokens, at most {limit} are read; nothing is cut off"
-        )
+    for n_shots in shorter:
+        fewer = replace(recipe, n_shots=n_shots)
+        positive_ids, positive_positions = strategy(Side(target, True), pair, group, fewer)
+        negative_ids, negative_positions = strategy(Side(target, False), pair, group, fewer)
+        longest = max(len(positive_ids), len(negative_ids))
+        if longest <= limit:
+            break
+    _check_length(pair, longest, target, recipe)
     if positive_ids == negative_ids:
         raise PairRejected("identical", f"{pair.pair_id}: both sides are the same {longest} tokens")
     return Rendering(positive_ids, negative_ids, positive_positions, negative_positions)
@@ -233,7 +240,8 @@ def render(
         PairRejected: the pair cannot be used; ``reason`` says why.
         UnknownRecipe: there is no such recipe.
     """
-    check_pair(pair, target)
+    how = as_recipe(recipe)
+    check_pair(pair, target, how)
     batches = cut_batches(list(pairs or [pair]), batch_size)
     batch = next((batch for batch in batches if any(other.pair_id == pair.pair_id for other in batch)), [pair])
-    return render_in_group(pair, usable_pairs(batch, target)[0], target, as_recipe(recipe))
+    return render_in_group(pair, usable_pairs(batch, target, how)[0], target, how)
