@@ -24,6 +24,7 @@ COMMANDS = {
     "styles": "styles",
     "show": "vectors",
     "steer": "vectors",
+    "evaluate": "evaluate",
     "download": "setup",
     "config": "setup",
 }
