@@ -8,6 +8,7 @@ pair or a style is written down. torch is imported where it is used: a teacher w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from factory.run import ExtractionSpec, Ledger, StyleRun
 from factory.teacher import open_teacher, write_batch
 
 if TYPE_CHECKING:
-    from factory.extract import Differences
+    from factory.extract import Differences, Rejection
     from factory.pipeline import Origin
     from factory.recipe import Recipe
     from factory.target import Target
@@ -189,11 +190,30 @@ def _check_failures(ledger: Ledger, part: StyleRun) -> None:
 
 def _differences(ledger: Ledger, style: str) -> Iterator[Differences]:
     """A style's batches in their fixed order, one in memory at a time."""
+    lost: list[Rejection] = []
+    differences: Differences | None = None
     for batch in ledger.batches(style):
         entry = ledger.entry(style, "extracted", batch.number)
         if entry is None:
             raise StoreError(f"batch {batch.number} of style {style!r} is missing; 'svf resume' makes it")
-        yield require_differences(ledger.store, entry["key"])
+        if entry["key"] is None:
+            lost += _given_up(ledger, style, batch.number, entry)
+            continue
+        differences = require_differences(ledger.store, entry["key"])
+        yield replace(differences, rejected=[*lost, *differences.rejected])
+        lost = []
+    if lost and differences:
+        yield replace(
+            differences, pair_ids=[], keys=differences.keys[:0], values=differences.values[:0], rejected=lost
+        )
+
+
+def _given_up(ledger: Ledger, style: str, number: int, entry: dict[str, Any]) -> list[Rejection]:
+    """The pairs of a batch that was given up, as pairs that could not be read."""
+    from factory.extract import Rejection
+
+    (reason,) = entry["reasons"]
+    return [Rejection(pair.pair_id, reason, "its batch was given up") for pair in _pairs_of(ledger, style, number)]
 
 
 def _origin(ledger: Ledger, part: StyleRun, dataset_sha256: str) -> Origin:
@@ -201,6 +221,7 @@ def _origin(ledger: Ledger, part: StyleRun, dataset_sha256: str) -> Origin:
 
     style = part.style.name
     entries = [ledger.entry(style, "extracted", batch.number) or {} for batch in ledger.batches(style)]
+    entries = [entry for entry in entries if entry["key"] is not None]  # the others were given up
     config: dict[str, Any] = entries[0]["config"]
     for entry in entries:
         if entry["config"] != config:
