@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 @click.argument("vectors", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--strength", "strengths", type=float, multiple=True, help="Strength of the sweep; repeatable.")
 @click.option("--layers", "layer_sets", multiple=True, help='Layer set of the sweep, such as "8-29"; repeatable.')
-@click.option("--positions", type=click.IntRange(min=1), multiple=True, help="Steered positions; repeatable.")
 @click.option("--limit", type=click.IntRange(min=2), help="Held-out questions to measure on.")
 @click.option("--keep", is_flag=True, help="Leave the files as they are: do not write the verdict into them.")
 @config_option
@@ -36,7 +35,6 @@ def evaluate(
     vectors: tuple[Path, ...],
     strengths: tuple[float, ...],
     layer_sets: tuple[str, ...],
-    positions: tuple[int, ...],
     limit: int | None,
     keep: bool,
     config_file: Path | None,
@@ -49,7 +47,7 @@ def evaluate(
     """
     from factory.vector import SteeringVector
 
-    swept = {"strengths": list(strengths), "layer_sets": list(layer_sets), "positions": list(positions), "limit": limit}
+    swept = {"strengths": list(strengths), "layer_sets": list(layer_sets), "limit": limit}
     settings = open_job(config_file).settings
     chosen = settings.evaluation.model_copy(update={key: value for key, value in swept.items() if value})
     settings = settings.model_copy(update={"evaluation": chosen})
@@ -93,10 +91,15 @@ def _evaluate(
 
 
 def _target(name: str, settings: Settings) -> Target:
-    from factory.steps import load_resident_target
+    import torch
 
-    return load_resident_target(
-        name, settings.device, settings.dtype, settings.quantize, settings.trust_remote_code, settings.threads
+    from factory.target import load_target
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    trusted = settings.trust_remote_code
+    return load_target(
+        name, settings.device, dtype=settings.dtype, quantize=settings.quantize, trust_remote_code=trusted
     )
 
 
