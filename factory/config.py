@@ -40,7 +40,9 @@ class ExtractionSettings(_Section):
     max_sequence_length: int = Field(2048, ge=8, description="tokens; a longer pair is rejected, never cut")
     batch_size: int = Field(BATCH_SIZE, ge=1, description="pairs a task")
     batch_tokens: int | None = Field(None, ge=1, description="tokens a forward pass; null: by device")
-    recipe: str = Field("fewshot", description="fewshot, response_mean, response_last or system_prompt")
+    recipe: Literal["fewshot", "response_mean", "response_last", "system_prompt"] = Field(
+        "fewshot", description="fewshot, response_mean, response_last or system_prompt"
+    )
     n_shots: int = Field(N_SHOTS, ge=1, description="examples in a fewshot text, at most")
     n_tokens: int | None = Field(None, ge=1, description="first tokens that response_mean averages; null: all")
 

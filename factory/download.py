@@ -8,6 +8,7 @@ its 4-bit GGUF to float32 safetensors in the cache folder.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -94,6 +95,19 @@ def _move_into_place(made: Path, folder: Path) -> None:
         if not (folder / "config.json").is_file():
             raise
         shutil.rmtree(made, ignore_errors=True)
+
+
+def count_layers(name: str) -> int | None:
+    """How many layers a target model has, from its configuration alone; None if that is not on this machine."""
+    folder = cache_folder() / BUILT_IN if name == BUILT_IN else Path(name).expanduser()
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return int(config.get("text_config", config)["num_hidden_layers"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # loading it will say what is wrong
 
 
 def download_model(name: str) -> str:

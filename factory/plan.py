@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factory.config import Settings
+from factory.download import count_layers
 from factory.errors import ConfigError
+from factory.layers import check_layers
 from factory.log import log
 from factory.pairs import ContrastivePair, cut_batches, load_dataset, load_questions, number_batches
 from factory.run import BatchSpec, EvaluationSpec, ExtractionSpec, RunSpec, StyleRun, TeacherSpec, new_run_id
@@ -72,14 +74,12 @@ def plan_run(
         ConfigError: unknown style, no questions, a damaged dataset, or a style that has neither
             a dataset nor a key to write one.
     """
+    check_layers(settings.extraction_config.target_layers, count_layers(settings.target_model))
     requests = [_request(settings, name, limit, (questions or {}).get(name)) for name in settings.styles]
+    choices = [_choose(settings, request, output) for request in requests]  # refuses before anything is written
     parts: list[StyleRun] = []
     batches: dict[str, list[BatchSpec]] = {}
-    for request in requests:
-        metadata, pairs = _existing_pairs(settings, request, output)
-        chosen, missing = _choose(request, pairs, extend=settings.extend or not pairs)
-        if missing:
-            _require_key(settings, request.style.name)
+    for request, (metadata, chosen, missing) in zip(requests, choices, strict=True):
         specs = _batch_specs(chosen, missing, store, settings)
         batches[request.style.name] = specs
         parts.append(
@@ -145,15 +145,19 @@ def _existing_pairs(
 
 
 def _choose(
-    request: StyleRequest, pairs: Sequence[ContrastivePair], *, extend: bool
-) -> tuple[list[ContrastivePair], list[str]]:
-    """Which existing pairs are used, and which questions are still to be answered."""
+    settings: Settings, request: StyleRequest, output: Path
+) -> tuple[dict[str, object], list[ContrastivePair], list[str]]:
+    """A dataset's metadata, which of its pairs are used, and which questions are still to be answered."""
+    metadata, pairs = _existing_pairs(settings, request, output)
     chosen = list(pairs[: request.limit])
-    if not extend:
-        return chosen, []
+    if pairs and not settings.extend:
+        return metadata, chosen, []
     answered = {pair.question for pair in pairs}
     room = None if request.limit is None else max(0, request.limit - len(chosen))
-    return chosen, [question for question in request.questions if question not in answered][:room]
+    missing = [question for question in request.questions if question not in answered][:room]
+    if missing:
+        _require_key(settings, request.style.name)
+    return metadata, chosen, missing
 
 
 def _batch_specs(

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factory.layers import parse_layers
 from factory.setting import Setting
 from factory.steer import Steering, add_vector, as_messages, left_padded, positions_of, steered_cache
 from factory.styles import Style
-from factory.target import Target, parse_layers
+from factory.target import Target
 from factory.vector import SteeringVector
 
 MANY_LAYERS = 10_000  # more than any model has: a setting may name layers that this one lacks

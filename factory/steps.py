@@ -34,21 +34,44 @@ if TYPE_CHECKING:
     from factory.target import Target
 
 
-def write_step(ledger: Ledger, style: str, number: int, settings: Settings) -> None:
-    """Have the teacher write the pairs of one batch, and note where they lie.
+def write_step(ledger: Ledger, style: str, number: int, settings: Settings, broker_url: str) -> None:
+    """Have the teacher write the pairs of one batch, and note where they lie and what they cost.
+
+    ``broker_url``: where workers count calls and money together.
 
     Raises:
-        TeacherBusy, TeacherRefused: the step must be tried again; replies that arrived are kept.
+        TeacherBusy: the step must be tried again; replies that arrived are kept.
+        RunPaused: the run waits for a person, as its ledger says from now on.
     """
     if ledger.entry(style, "written", number):
         return
-    batch = ledger.batches(style)[number]
-    teacher = open_teacher(ledger.spec.teacher, ledger.store, settings.api_key_env)
-    part = ledger.spec.style_run(style)
-    made = write_batch(teacher, part.style, batch.questions, number, settings.max_concurrent_calls)
+    require_unpaused(ledger)
+    part, spec = ledger.spec.style_run(style), ledger.spec.teacher
+    questions = ledger.batches(style)[number].questions
+    payer = Payer(ledger.run_id, style, number)
+    try:
+        teacher = open_teacher(ledger, payer, settings, broker_url)
+        made = write_batch(
+            teacher,
+            part.style,
+            questions,
+            max_concurrent=settings.max_concurrent_calls,
+            may_go_on=lambda: require_unpaused(ledger),
+        )
+    except TeacherRefused as error:
+        raise pause(ledger, error.reason, str(error)) from None
+    except TeacherBusy:
+        require_calls_that_succeed(ledger, broker_url)
+        raise
     key = put_pairs(ledger.store, made.pairs, made.rejected)
-    ledger.record(style, "written", number, {"key": key, "n_pairs": len(made.pairs), "reasons": made.reasons})
-    log.info("batch %d: %d pairs written, %d rejected", number, len(made.pairs), len(made.rejected))
+    bill = draw_bill(ledger.store, spec, part.style, questions, payer)
+    entry = {"key": key, "n_pairs": len(made.pairs), "reasons": made.reasons, "cost_usd": bill.spent_usd}
+    calls = {"saved_usd": bill.saved_usd, "paid_calls": bill.paid_calls, "cached_calls": bill.cached_calls}
+    ledger.record(style, "written", number, entry | calls)
+    log.info(
+        "batch %d: %d pairs written, %d rejected, $%.4f", number, len(made.pairs), len(made.rejected), bill.spent_usd
+    )
+    require_calls_that_succeed(ledger, broker_url)
 
 
 def recipe_of(spec: ExtractionSpec) -> Recipe:
@@ -100,13 +123,13 @@ def extract_step(ledger: Ledger, style: str, number: int, settings: Settings) ->
     if entry and ledger.store.exists(entry["key"]):
         return
     from factory.extract import extract_rendered, render_batch
+    from factory.layers import parse_layers
     from factory.pipeline import describe_extraction
-    from factory.target import parse_layers
 
     spec = ledger.spec.extraction
     target = target_of(spec, settings)
     layers = parse_layers(spec.target_layers, target.n_layers)
-    batch = render_batch(_pairs_of(ledger, style, number), target, recipe_of(spec))
+    batch = render_batch(batch_of(ledger, style, number)[0], target, recipe_of(spec))
     key = differences_key(batch, target, layers)
     differences = get_differences(ledger.store, key)
     if differences is None:
@@ -122,16 +145,6 @@ def _extraction_entry(key: str, differences: Differences) -> dict[str, Any]:
     for rejection in differences.rejected:
         reasons[rejection.reason] = reasons.get(rejection.reason, 0) + 1
     return {"key": key, "n_pairs": len(differences.pair_ids), "reasons": reasons}
-
-
-def _pairs_of(ledger: Ledger, style: str, number: int) -> list[ContrastivePair]:
-    key = ledger.batches(style)[number].pairs_key
-    if key is None:
-        entry = ledger.entry(style, "written", number)
-        if entry is None:
-            raise StoreError(f"batch {number} of style {style!r} is not written yet; 'svf resume' writes it")
-        key = entry["key"]
-    return get_pairs(ledger.store, key)[0]
 
 
 def reduce_step(ledger: Ledger, style: str) -> None:
@@ -161,7 +174,7 @@ def _reduce(ledger: Ledger, style: str) -> dict[str, Any]:
     from factory.pipeline import reduce_differences
 
     part = ledger.spec.style_run(style)
-    dataset = _write_dataset(ledger, style)
+    dataset = write_dataset(ledger, style)
     _check_failures(ledger, part)
     origin = _origin(ledger, part, dataset)
     vector = reduce_differences(lambda: _differences(ledger, style), origin)
@@ -203,9 +216,7 @@ def _differences(ledger: Ledger, style: str) -> Iterator[Differences]:
         yield replace(differences, rejected=[*lost, *differences.rejected])
         lost = []
     if lost and differences:
-        yield replace(
-            differences, pair_ids=[], keys=differences.keys[:0], values=differences.values[:0], rejected=lost
-        )
+        yield replace(differences, pair_ids=[], keys=differences.keys[:0], values=differences.values[:0], rejected=lost)
 
 
 def _given_up(ledger: Ledger, style: str, number: int, entry: dict[str, Any]) -> list[Rejection]:
@@ -232,30 +243,7 @@ def _origin(ledger: Ledger, part: StyleRun, dataset_sha256: str) -> Origin:
             )
     metadata = {
         "description": part.style.description,
-        "teacher_model": _teacher_model(ledger, part),
+        "teacher_model": teacher_model(ledger, part),
         "dataset_sha256": dataset_sha256,
     }
     return Origin(style, ledger.spec.extraction.target_model, config["target_layers"], config, metadata)
-
-
-def _teacher_model(ledger: Ledger, part: StyleRun) -> str:
-    known = str(part.dataset_metadata.get("model_used", ""))
-    return ledger.spec.teacher.model if part.from_teacher or not known else known
-
-
-def _write_dataset(ledger: Ledger, style: str) -> str:
-    """Put the style's dataset file into the store; returns its SHA-256."""
-    part = ledger.spec.style_run(style)
-    pairs: list[ContrastivePair] = []
-    for batch in ledger.batches(style):
-        pairs += _pairs_of(ledger, style, batch.number)
-    known = {key: value for key, value in part.dataset_metadata.items() if key not in ("type", "total_pairs")}
-    metadata = known | {
-        "style_name": style,
-        "description": part.style.description,
-        "total_pairs": len(pairs),
-        "model_used": _teacher_model(ledger, part),
-    }
-    content = format_dataset(pairs, metadata)
-    ledger.store.write(ledger.dataset_key(style), content.encode())
-    return sha256_of(content)

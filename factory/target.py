@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from factory.download import BUILT_IN, built_in_folder
-from factory.errors import LayerError, PairRejected, TargetError
+from factory.errors import PairRejected, TargetError
 from factory.kv import Rotation, check_cache_support, longest_window
 from factory.log import log
 
@@ -184,34 +184,6 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     if chosen not in ("bfloat16", "float32"):
         raise TargetError(f"dtype {dtype!r} is not supported: choose auto, float32 or bfloat16")
     return torch.bfloat16 if chosen == "bfloat16" else torch.float32
-
-
-def parse_layers(layers: str | int | Sequence[int] | range, n_layers: int) -> list[int]:
-    """Layer indices from ``"all"``, a list, a range, or text such as ``"8-15,20"``.
-
-    Raises:
-        LayerError: not such a text, or a layer that the model does not have.
-    """
-    if isinstance(layers, str):
-        chosen = list(range(n_layers)) if layers.strip() == "all" else _parse_ranges(layers)
-    else:
-        chosen = [layers] if isinstance(layers, int) else [int(layer) for layer in layers]
-    chosen = sorted(set(chosen))
-    wrong = [layer for layer in chosen if not 0 <= layer < n_layers]
-    if wrong or not chosen:
-        raise LayerError(f"layers {wrong or layers} do not exist: the model has layers 0 to {n_layers - 1}")
-    return chosen
-
-
-def _parse_ranges(text: str) -> list[int]:
-    layers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        if not match:
-            raise LayerError(f"layers {text!r}: expected 'all', or numbers and ranges such as '8-15,20'")
-        first, last = int(match[1]), int(match[2] or match[1])
-        layers += range(first, last + 1)
-    return layers
 
 
 def load_target(

@@ -1,12 +1,14 @@
 """Planning: what a run will do is settled, and refused if it cannot work, before anything starts."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.artifacts import get_pairs
-from factory.config import Settings
-from factory.errors import ConfigError, DatasetError, UnknownStyle
+from factory.config import ExtractionSettings, Settings
+from factory.errors import ConfigError, DatasetError, LayerError, UnknownStyle
 from factory.pairs import ContrastivePair, format_dataset, load_pairs, number_batches
 from factory.plan import plan_run, resolve_model, run_questions, shipped_file
 from factory.store import Store
@@ -112,6 +114,31 @@ def test_a_damaged_dataset_is_refused_by_file_and_line(store, tmp_path):
     path.write_text(path.read_text() + "{broken\n")
     with pytest.raises(DatasetError, match="line 22: not JSON"):
         plan_run(settings(), store, tmp_path)
+
+
+def test_a_bad_second_style_leaves_nothing_of_the_first(store, tmp_path):
+    path = tmp_path / "datasets" / "researcher_style_pairs.jsonl"
+    path.parent.mkdir()
+    path.write_text("{broken\n")
+    with pytest.raises(DatasetError):
+        plan_run(settings(styles=[STYLE, "researcher_style"]), store, tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_layers_that_the_model_does_not_have_are_refused_without_loading_it(store, tmp_path, target_folder):
+    for layers in ("2-9", [3, 4], 4, "three", [-1], []):
+        wanted = settings(target_model=str(target_folder), extraction_config={"target_layers": layers})
+        with pytest.raises(LayerError):
+            plan_run(wanted, store, tmp_path)
+    with pytest.raises(LayerError):  # nothing is known of this model, but the text makes no sense for any
+        plan_run(settings(extraction_config={"target_layers": "three"}), store, tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_every_recipe_can_be_configured_and_no_other():
+    from factory.recipe import RECIPES
+
+    assert get_args(ExtractionSettings.model_fields["recipe"].annotation) == tuple(RECIPES)
 
 
 def test_a_retired_model_is_replaced_at_openai_alone():
