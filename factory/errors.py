@@ -100,12 +100,14 @@ class TeacherError(FactoryError):
 class TeacherBusy(TeacherError):
     """Try again later: rate limit, overload, timeout, broken connection.
 
-    ``retry_after`` is the server's own wish in seconds, if it said one.
+    ``retry_after`` is the server's own wish in seconds, if it said one. ``may_be_paid``: the request
+    was sent and no answer came, so nobody knows whether it costs.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, retry_after: float | None = None, *, may_be_paid: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.may_be_paid = may_be_paid
 
 
 class TeacherPaced(TeacherBusy):

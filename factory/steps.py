@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 from factory.artifacts import (
     differences_key,
     get_differences,
-    get_pairs,
     put_differences,
     put_pairs,
     require_differences,
 )
+from factory.cluster import open_teacher, pause_run, require_calls_that_succeed, require_unpaused
 from factory.config import Settings
-from factory.errors import ConfigError, StoreError, StyleFailed
+from factory.dataset import batch_of, teacher_model, write_dataset
+from factory.errors import ConfigError, StoreError, StyleFailed, TeacherBusy, TeacherRefused
 from factory.log import log
-from factory.pairs import ContrastivePair, format_dataset, sha256_of
+from factory.pairs import sha256_of
 from factory.run import ExtractionSpec, Ledger, StyleRun
-from factory.teacher import open_teacher, write_batch
+from factory.teacher import Payer
+from factory.writing import draw_bill, write_batch
 
 if TYPE_CHECKING:
     from factory.extract import Differences, Rejection
@@ -59,7 +61,7 @@ def write_step(ledger: Ledger, style: str, number: int, settings: Settings, brok
             may_go_on=lambda: require_unpaused(ledger),
         )
     except TeacherRefused as error:
-        raise pause(ledger, error.reason, str(error)) from None
+        raise pause_run(ledger, error.reason, str(error)) from None
     except TeacherBusy:
         require_calls_that_succeed(ledger, broker_url)
         raise
@@ -224,7 +226,7 @@ def _given_up(ledger: Ledger, style: str, number: int, entry: dict[str, Any]) ->
     from factory.extract import Rejection
 
     (reason,) = entry["reasons"]
-    return [Rejection(pair.pair_id, reason, "its batch was given up") for pair in _pairs_of(ledger, style, number)]
+    return [Rejection(pair.pair_id, reason, "its batch was given up") for pair in batch_of(ledger, style, number)[0]]
 
 
 def _origin(ledger: Ledger, part: StyleRun, dataset_sha256: str) -> Origin:

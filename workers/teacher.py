@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import random
+import time
+from functools import partial
+from typing import NoReturn
+
 from celery import Task, shared_task
-from celery.utils.time import get_exponential_backoff_interval
+from celery.exceptions import Ignore
 
-from factory.errors import TeacherBusy
+from factory.cluster import pause_run
+from factory.errors import FactoryError, RunPaused, TeacherBusy, TeacherPaced
 from factory.steps import write_step
-from workers.step import run_batch
+from workers.step import run_batch, step_of
 
-LONGEST_WAIT = 60  # s; well below the visibility timeout, or the message would be delivered twice
-MAX_RETRIES = 30
+LONGEST_WAIT = 120.0  # s; well below the visibility timeout, or the message would be delivered twice
+LONGEST_TROUBLE = 1800.0  # s that a batch meets nothing but errors; then a person must look
 
 
-@shared_task(bind=True, max_retries=MAX_RETRIES)
-def write_pairs(task: Task, run: str, style: str, number: int) -> None:
-    """Have the teacher write the pairs of one batch."""
+@shared_task(bind=True, max_retries=None)
+def write_pairs(task: Task, run: str, style: str, number: int, failing_since: float | None = None) -> None:
+    """Have the teacher write the pairs of one batch.
+
+    ``failing_since``: when the errors began that this task has met at every try (Unix time).
+    """
     try:
-        run_batch(task, run, style, number, write_step)
+        run_batch(task, run, style, number, partial(write_step, broker_url=str(task.app.conf.broker_url)))
+    except TeacherPaced as error:
+        # Back before those who wait in their threads are through, or the allowance goes unused.
+        _come_back(task, (error.retry_after or 1.0) * random.uniform(0.3, 0.7), error, None)
     except TeacherBusy as error:
-        waited = get_exponential_backoff_interval(2, task.request.retries, LONGEST_WAIT, full_jitter=True)
-        wait = min(LONGEST_WAIT, max(waited, error.retry_after or 0))
-        raise task.retry(countdown=wait, exc=error) from None
+        since = failing_since or time.time()
+        trouble = time.time() - since
+        if trouble > LONGEST_TROUBLE:
+            with step_of(task, run, style) as (ledger, _):
+                pause_run(ledger, "deadline", f"no call of a batch succeeded for {trouble / 60:.0f} minutes: {error}")
+            raise Ignore from None
+        # Twice as long in trouble, twice as long until the next try; the jitter keeps workers apart.
+        wait = max(1.0, min(trouble, 60.0)) * random.uniform(0.5, 1.0)
+        _come_back(task, max(wait, (error.retry_after or 0.0) + random.uniform(0.1, 1.0)), error, since)
+    except RunPaused:
+        raise Ignore from None  # neither done nor failed: 'svf resume' sends it again
+
+
+def _come_back(task: Task, wait: float, error: FactoryError, failing_since: float | None) -> NoReturn:
+    """Free the slot and try again in ``wait`` seconds."""
+    named = {**task.request.kwargs, "failing_since": failing_since}
+    task.request.retries = -1  # a wait is no failure: the count is for a store or broker that is away
+    raise task.retry(kwargs=named, countdown=min(wait, LONGEST_WAIT), exc=error) from None
