@@ -7,12 +7,14 @@ from importlib import import_module
 from importlib.metadata import version
 
 import click
+from click.exceptions import NoArgsIsHelpError
 from rich.console import Console
 
 from factory.errors import FactoryError
 from factory.extras import missing_extra
 
 INTERRUPTED = 130
+ERROR = "[red]error:[/red]"
 
 # Command -> the module of factory/commands that has it, loaded when the command is used.
 COMMANDS = {
@@ -59,19 +61,33 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:  # accepted before and after the command
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         sys.exit(svf.main(standalone_mode=False) or 0)
+    except NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        console.print("[yellow]interrupted[/yellow]: what is done is kept; the same command goes on from there")
+        _say("[yellow]interrupted[/yellow]:", "what is done is kept; the same command goes on from there")
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
-        console.print(f"[red]error:[/red] {error.format_message()}", markup=True)
+        _say(ERROR, error.format_message())
         sys.exit(2)
-    except (FactoryError, ModuleNotFoundError) as error:
-        known = error if isinstance(error, FactoryError) else missing_extra(error.name)
-        if debug or known is None:
+    except FactoryError as error:
+        if debug:
             raise
-        console.print("[red]error:[/red] ", end="")
-        console.print(str(known), markup=False)
-        sys.exit(known.exit_status)
+        _say(ERROR, str(error))
+        sys.exit(error.exit_status)
+    except Exception as error:  # a person gets one line, also for what nobody foresaw
+        known = missing_extra(error.name) if isinstance(error, ModuleNotFoundError) else None
+        if debug:
+            raise
+        words = " ".join(str(error).split())[:300]
+        _say(ERROR, str(known) if known else f"unexpected {type(error).__name__}: {words}. 'svf --debug' shows where")
+        sys.exit(known.exit_status if known else 1)
+
+
+def _say(kind: str, message: str) -> None:
+    """Print one message on the error stream; brackets in it are text, not markup."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(kind, end=" ")
+    console.print(message, markup=False)

@@ -36,10 +36,10 @@ def generate(job: Job) -> int:
     console = Console(highlight=False)
     started = time.monotonic()
     require_target()
+    plan = plan_run(job.settings, job.store, job.output, limit=job.limit)  # before anything is written
     job.output.mkdir(parents=True, exist_ok=True)
     os.environ["FACTORY_LOG"] = str((job.output / LOG_FILE).resolve())
     start_logging(terminal=False)
-    plan = plan_run(job.settings, job.store, job.output, limit=job.limit)
     _prepare_target(job, console)
     console.print(f"run [bold]{plan.spec.run_id}[/bold]: {_describe(plan)}")
     states, ledger = _run(job, plan, console)
