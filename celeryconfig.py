@@ -34,7 +34,7 @@ broker_connection_max_retries = None
 broker_pool_limit = 64
 broker_transport_options = {
     "visibility_timeout": _VISIBILITY,
-    "unacked_restore_interval": 10,  # s; with the next line, a lost message is back 10 s after the timeout, not 100 s
+    "unacked_restore_interval": min(10, _VISIBILITY / 4),  # s; with the next line, back 10 s after the timeout, not 100
     "unacked_restore_throttle": 1,
     "max_connections": 200,  # kombu's 10 loses messages with many threads
     "socket_timeout": 30,

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from factory.celery import app
 from factory.run import Ledger
 
-LEASE = 30  # s; a sender that shows no sign of life for so long is taken for dead
+LEASE = 10  # s; a sender that shows no sign of life for so long is taken for dead
 LEASE_EVERY = 100  # messages
 
 

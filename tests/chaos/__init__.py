@@ -1,0 +1,1 @@
+"""Break everything, seeded: ``python -m tests.chaos --seeds 100``."""

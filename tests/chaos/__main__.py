@@ -1,0 +1,225 @@
+"""``python -m tests.chaos --seeds N [--fault NAME] [--jobs J]``: the table of docs/reliability.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+
+from tests.chaos.cluster import Cluster
+from tests.chaos.faults import ALL, DUPLICATES, ENQUEUER, FAULTS, MIXED, mixture
+
+STYLES = {"step_by_step_reasoning": 48}
+PATIENCE = 60.0  # s that a run gets to end by itself
+
+
+@dataclass
+class Outcome:
+    """What became of one seed."""
+
+    fault: str
+    seed: int
+    completed: bool = False
+    resumed: bool = False
+    repaired: int = 0
+    bodies: int = 0
+    pairs_right: bool = False
+    sha256: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+
+def run_seed(fault: str, seed: int, folder: Path, target: Path) -> Outcome:
+    rng = random.Random(f"{fault}:{seed}")
+    cluster = Cluster(folder, target, rng)
+    outcome = Outcome(fault, seed)
+    if fault == DUPLICATES:
+        cluster.settings["VISIBILITY_TIMEOUT"] = "1"
+    faults = mixture(rng) if fault == MIXED else [fault] if fault in FAULTS else []
+    try:
+        for style in STYLES:
+            cluster.write_dataset(style)
+        cluster.start_broker()
+        for name in ("gpu1", "gpu2", "reduce"):
+            cluster.start_worker(name)
+        started = time.monotonic()
+        dies = fault == ENQUEUER or (fault == MIXED and rng.random() < 0.2)
+        cluster.reap(cluster.enqueue(STYLES, die_after=rng.randint(0, 11) if dies else None), 60)
+        for name in faults:
+            FAULTS[name](cluster)
+        outcome.completed = wait(cluster)
+        if not outcome.completed:
+            outcome.resumed = True
+            cluster.resume()
+            outcome.completed = wait(cluster)
+        outcome.seconds = time.monotonic() - started
+        judge(cluster, outcome)
+    except Exception as error:
+        outcome.error = f"{type(error).__name__}: {error}"
+    finally:
+        cluster.stop()
+    return outcome
+
+
+def wait(cluster: Cluster) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if cluster.ended(STYLES):
+            return True
+        cluster.revive()
+        time.sleep(0.1)
+    return False
+
+
+def judge(cluster: Cluster, outcome: Outcome) -> None:
+    ledger = cluster.ledger()
+    log = (cluster.folder / "events.log").read_text(errors="replace")
+    outcome.bodies = log.count(" pairs made")
+    outcome.repaired = sum(map(int, cluster.client().hvals("svf:repairs")))
+    for style, pairs in STYLES.items():
+        result = ledger.result(style) or {}
+        if result.get("state") != "done":
+            outcome.completed, outcome.error = False, str(result.get("message"))
+            return
+        progress = ledger.progress(style)
+        outcome.pairs_right = progress.extracted + progress.failed == pairs
+        outcome.sha256 += result["vector_sha256"]
+
+
+def make_target(folder: Path) -> Path:
+    """A tiny random Llama: real, and quick enough to be read a thousand times."""
+    from factory.pairs import load_pairs
+    from tests.conftest import ROOT, save_tiny_model
+
+    pairs = load_pairs(ROOT / "datasets" / "step_by_step_reasoning_pairs.jsonl")
+    return save_tiny_model(folder, [pair.positive_response for pair in pairs])
+
+
+def in_child(fault: str, seed: int, base: Path, target: Path) -> int:
+    """Run one seed in a process of its own; its outcome goes into a file."""
+    pid = os.fork()
+    if pid:
+        return pid
+    folder = base / f"{fault.replace(' ', '-').replace(',', '').replace('%', 'percent')}-{seed}"
+    folder.mkdir(parents=True)
+    outcome = run_seed(fault, seed, folder, target)
+    (base / f"{folder.name}.json").write_text(json.dumps(asdict(outcome)))
+    if not outcome.error and outcome.completed:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+def run_all(work: list[tuple[str, int]], base: Path, target: Path, jobs: int) -> list[Outcome]:
+    """Run every seed, ``jobs`` at a time: most of a seed is waiting."""
+    running: set[int] = set()
+    todo = list(work)
+    while todo or running:
+        while todo and len(running) < jobs:
+            running.add(in_child(*todo.pop(0), base, target))
+        pid, _ = os.wait()
+        running.discard(pid)
+        print(f"\r{len(work) - len(todo) - len(running)} of {len(work)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return [Outcome(**json.loads(path.read_text())) for path in sorted(base.glob("*.json"))]
+
+
+def table(outcomes: list[Outcome], reference: Outcome) -> list[dict[str, object]]:
+    rows = []
+    for fault in [name for name in ALL if any(o.fault == name for o in outcomes)]:
+        own = [o for o in outcomes if o.fault == fault]
+        rows.append(
+            {
+                "fault": fault,
+                "seeds": len(own),
+                "completed": sum(o.completed for o in own),
+                "by_resume": sum(o.completed and o.resumed for o in own),
+                "repaired": sum(o.repaired > 0 for o in own),
+                "body_once": sum(o.bodies == 1 for o in own),
+                "pairs_right": sum(o.pairs_right for o in own),
+                "bit_equal": sum(o.sha256 == reference.sha256 for o in own),
+                "median_delay_s": round(statistics.median(o.seconds for o in own) - reference.seconds, 1),
+                "errors": [f"seed {o.seed}: {o.error}" for o in own if o.error],
+            }
+        )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each fault")
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--fault", action="append", choices=ALL, help="only this fault; repeatable")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time")
+    parser.add_argument("--folder", type=Path, help="keep files of failed seeds here")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    base = options.folder or Path(tempfile.mkdtemp(prefix="svf-chaos-"))
+    base.mkdir(parents=True, exist_ok=True)
+    preload()
+    target = base / "target"
+    if (pid := os.fork()) == 0:  # in a child: torch's threads do not survive a fork
+        make_target(target)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    plain = base / "plain"
+    plain.mkdir()
+    if (pid := os.fork()) == 0:
+        outcome = run_seed("none", 0, plain, target)
+        (base / "reference").write_text(json.dumps(asdict(outcome)))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    reference = Outcome(**json.loads((base / "reference").read_text()))
+    if not reference.completed:
+        print(f"the run without faults did not complete: {reference}; files are in {base}", file=sys.stderr)
+        return 2
+    faults = options.fault or ALL
+    seeds = range(options.first, options.first + options.seeds)
+    outcomes = run_all([(fault, seed) for seed in seeds for fault in faults], base, target, options.jobs)
+    rows = table(outcomes, reference)
+    if options.json:
+        print(json.dumps({"reference_s": reference.seconds, "rows": rows}))
+    else:
+        show(rows, reference)
+    bad = any(row["completed"] != row["seeds"] or row["bit_equal"] != row["seeds"] for row in rows)
+    if not bad and not options.folder:
+        shutil.rmtree(base, ignore_errors=True)
+    return 1 if bad else 0
+
+
+def show(rows: list[dict[str, object]], reference: Outcome) -> None:
+    names = [name for name in rows[0] if name != "errors"]
+    print("| " + " | ".join(name.replace("_", " ") for name in names) + " |")
+    print("|" + "---|" * len(names))
+    for row in rows:
+        print("| " + " | ".join(str(row[name]) for name in names) + " |")
+    print(f"\nWithout a fault: {reference.seconds:.1f} s, sha256 {reference.sha256[:16]}")
+    for row in rows:
+        for error in row["errors"]:
+            print(f"{row['fault']}: {error}")
+
+
+def preload() -> None:
+    """Import what workers need, without connecting anything or starting threads."""
+    for name in (
+        "transformers.models.llama.modeling_llama",
+        "factory.extract",
+        "factory.pipeline",
+        "factory.target",
+        "workers.flow",
+        "workers.guard",
+    ):
+        import_module(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
