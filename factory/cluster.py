@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from factory.config import Settings
 from factory.errors import RunPaused, TeacherRefused
-from factory.limits import WINDOW, Limits, Outcomes, open_counters
+from factory.limits import CLAIM, WINDOW, Limits, Outcomes, open_counters
 from factory.log import log
 from factory.run import Ledger
 from factory.spending import Purse
-from factory.teacher import Cluster, Payer, Teacher, check_model, endpoint_name, open_client
+from factory.teacher import ON_THE_WAY, Cluster, Payer, Teacher, check_model, endpoint_name, open_client
 from factory.writing import draw_bill
 
 
@@ -23,7 +23,7 @@ def open_teacher(ledger: Ledger, payer: Payer, settings: Settings, broker_url: s
         TeacherRefused: no key, no such model at OpenAI, or a budget that cannot be counted here.
     """
     spec = ledger.spec.teacher
-    client = open_client(spec, settings.api_key_env)
+    client = open_client(spec, settings.api_key_env, settings.answer_timeout)
     if spec.base_url is None:
         check_model(client, spec.model)
     return Teacher(spec, client, ledger.store, payer, open_cluster(ledger, settings, broker_url))
@@ -44,7 +44,8 @@ def open_cluster(ledger: Ledger, settings: Settings, broker_url: str) -> Cluster
     limits = Limits(
         counters, f"{spec.base_url or 'openai'} {spec.model}", settings.calls_per_minute, settings.tokens_per_minute
     )
-    purse = None if cap is None else Purse(counters, ledger.run_id, cap, lambda: spent_usd(ledger))
+    silent = settings.answer_timeout + CLAIM + ON_THE_WAY
+    purse = None if cap is None else Purse(counters, ledger.run_id, cap, lambda: spent_usd(ledger), silent)
     return Cluster(limits, Outcomes(counters, ledger.run_id), purse)
 
 

@@ -73,6 +73,13 @@ class EvaluationSettings(_Section):
     judge_model: str | None = Field(None, description="a model that scores style and coherence; null: none")
 
 
+class Pricing(_Section):
+    """What a model costs, in USD a million tokens."""
+
+    input: float = Field(ge=0, description="of what the model reads")
+    output: float = Field(ge=0, description="of what it writes")
+
+
 class Settings(_Section):
     """Every key of ``config.yaml`` with its default."""
 
@@ -91,8 +98,10 @@ class Settings(_Section):
     requests_per_minute: float | None = Field(None, gt=0, description="the same as 60 / api_delay; set one of both")
     tokens_per_minute: float | None = Field(None, gt=0, description="teacher tokens a minute, for the whole cluster")
     max_concurrent_calls: int = Field(16, ge=1, description="teacher calls in flight on one worker")
+    answer_timeout: float = Field(120.0, gt=0, description="seconds for one teacher answer; well below a task's time")
+    seed: int = Field(0, ge=0, description="of the teacher's answers: another one asks for other answers")
     max_cost_usd: float | None = Field(None, gt=0, description="a run stops before it costs more")
-    pricing: dict[str, float] | None = Field(None, description="USD a million tokens: {input: 1.0, output: 4.0}")
+    pricing: Pricing | None = Field(None, description="USD a million tokens: {input: 1.0, output: 4.0}")
     judge_model: str | None = Field(None, description="a teacher-side model that scores pairs; null: none")
     max_failed_fraction: Fraction = Field(0.2, description="a style with more failed pairs fails")
     min_pairs: int = Field(2, ge=1, description="a style with fewer usable pairs fails")
@@ -135,9 +144,14 @@ class Settings(_Section):
 
     @property
     def calls_per_minute(self) -> float | None:
-        """Teacher calls a minute for the whole cluster; None: no limit."""
+        """Teacher calls a minute for the whole cluster; None: no limit.
+
+        ``api_delay``'s default is meant for OpenAI: a server of one's own has it only if it is set.
+        """
         if self.requests_per_minute is not None:
             return self.requests_per_minute
+        if self.base_url is not None and "api_delay" not in self.model_fields_set:
+            return None
         return 60 / self.api_delay if self.api_delay else None
 
     @property

@@ -30,7 +30,7 @@ from factory.store import hash_of
 
 LONGEST_SLEEP = 20.0  # s that a call waits in its thread; beyond it the task comes back later
 MARGIN = 0.98  # of the allowance is used: a delay on the way must not push a call into the server's next minute
-CLAIM = 180.0  # s for which a call is claimed; above the timeout of a call (teacher.py)
+CLAIM = LONGEST_SLEEP + 10.0  # s for which a call is claimed while it waits for its turn
 WINDOW = 20  # calls that are looked back on
 FAILING = 0.5  # of them: then the run pauses
 
@@ -111,22 +111,21 @@ class Limits:
         Raises:
             TeacherPaced: that is too far away to hold a thread; says when to come back.
         """
-        wait = self.reserve(tokens)
+        left = LONGEST_SLEEP
+        wait = self.reserve(tokens, left)
         while wait > 0:
-            if wait > LONGEST_SLEEP:
+            if wait > left:
                 raise TeacherPaced(f"the limits allow the next call in {wait:.0f} s", wait)
             time.sleep(wait)
+            left -= wait
             # Somebody may have been told to stop while we slept: then our moment is void.
-            wait = self.reserve(tokens) if self._run(_FROZEN) else 0.0
+            wait = self.reserve(tokens, left) if self._run(_FROZEN) else 0.0
 
-    def reserve(self, tokens: int) -> float:
-        """Take the next free moment; returns the seconds until it.
-
-        A wait above :data:`LONGEST_SLEEP` takes nothing.
-        """
+    def reserve(self, tokens: int, longest: float = LONGEST_SLEEP) -> float:
+        """Take the next free moment; returns the seconds until it. One beyond ``longest`` is not taken."""
         request = 60 / (self.requests * MARGIN) if self.requests else 0.0
         weight = 60 * tokens / (self.tokens * MARGIN) if self.tokens else 0.0
-        return self._run(_RESERVE, request, weight, LONGEST_SLEEP) / 1e6
+        return self._run(_RESERVE, request, weight, longest) / 1e6
 
     def refund(self, tokens: int) -> None:
         """Give back tokens that were reserved and not used."""
@@ -175,8 +174,8 @@ def parse_duration(text: str) -> float:
 def claimed(counters: redis.Redis, request_key: str, owner: str) -> Iterator[None]:
     """Make a call alone: nobody else makes the same one meanwhile.
 
-    A worker that is killed inside leaves the claim until :data:`CLAIM` is over, because its call
-    may still be answered and paid.
+    A worker that is killed inside leaves its claim until that runs out (see :func:`hold_claim`),
+    because its call may still be answered and paid.
 
     Raises:
         TeacherPaced: another worker is making this call.
@@ -188,6 +187,11 @@ def claimed(counters: redis.Redis, request_key: str, owner: str) -> Iterator[Non
         yield
     finally:
         counters.eval(_GIVE_UP, 1, name, owner)
+
+
+def hold_claim(counters: redis.Redis, request_key: str, seconds: float) -> None:
+    """Keep a claim for as long as an answer may take, now that the call is sent."""
+    counters.pexpire(f"svf:claim:{request_key}", int(seconds * 1000))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from factory.layers import check_layers
 from factory.log import log
 from factory.pairs import ContrastivePair, cut_batches, load_dataset, load_questions, number_batches
 from factory.run import BatchSpec, EvaluationSpec, ExtractionSpec, RunSpec, StyleRun, TeacherSpec, new_run_id
+from factory.spending import require_price
 from factory.store import Store
 from factory.styles import Style, load_style
 from factory.teacher import OPENAI_KEY, find_key
@@ -77,6 +78,9 @@ def plan_run(
     check_layers(settings.extraction_config.target_layers, count_layers(settings.target_model))
     requests = [_request(settings, name, limit, (questions or {}).get(name)) for name in settings.styles]
     choices = [_choose(settings, request, output) for request in requests]  # refuses before anything is written
+    teacher = plan_teacher(settings)
+    if any(missing for _, _, missing in choices):
+        require_price(teacher, settings.max_cost_usd)
     parts: list[StyleRun] = []
     batches: dict[str, list[BatchSpec]] = {}
     for request, (metadata, chosen, missing) in zip(requests, choices, strict=True):
@@ -95,7 +99,7 @@ def plan_run(
         run_id=new_run_id(),
         styles=tuple(parts),
         extraction=_extraction(settings),
-        teacher=_teacher(settings),
+        teacher=teacher,
         evaluation=plan_evaluation(settings) if settings.output_config.generate_analysis_reports else None,
         max_failed_fraction=settings.max_failed_fraction,
         min_pairs=settings.min_pairs,
@@ -191,7 +195,12 @@ def _extraction(settings: Settings) -> ExtractionSpec:
     )
 
 
-def _teacher(settings: Settings) -> TeacherSpec:
+def plan_teacher(settings: Settings) -> TeacherSpec:
+    """Who will write the pairs, and how they will be asked.
+
+    Raises:
+        ConfigError: the model is retired and ``strict_model`` is set.
+    """
     return TeacherSpec(
         model=resolve_model(settings),
         requested_model=settings.teacher_model,
@@ -200,6 +209,8 @@ def _teacher(settings: Settings) -> TeacherSpec:
         max_response_tokens=settings.max_response_tokens,
         reasoning_effort=settings.reasoning_effort,
         judge_model=settings.judge_model,
+        seed=settings.seed,
+        pricing=settings.pricing.model_dump() if settings.pricing else None,
     )
 
 

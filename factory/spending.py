@@ -14,8 +14,7 @@ from typing import Any
 
 import redis
 
-from factory.errors import TeacherPaced, TeacherRefused
-from factory.limits import CLAIM
+from factory.errors import ConfigError, TeacherPaced, TeacherRefused
 from factory.run import TeacherSpec
 
 NANO = 1_000_000_000  # nano-dollars in a dollar
@@ -113,11 +112,11 @@ def require_price(spec: TeacherSpec, max_cost_usd: float | None) -> None:
     """Refuse a budget that nobody can count.
 
     Raises:
-        ValueError: a budget is set, and a model's price is not known.
+        ConfigError: a budget is set, and a model's price is not known.
     """
     for model in filter(None, (spec.model, spec.judge_model)):
         if max_cost_usd is not None and price_of(spec, model, 1, 1) is None:
-            raise ValueError(
+            raise ConfigError(
                 f"max_cost_usd is set, but the price of {model!r} is not known: give it as "
                 "pricing: {input: ..., output: ...} in USD a million tokens, or remove max_cost_usd"
             )
@@ -131,7 +130,7 @@ class Purse:
     run_id: str
     max_cost_usd: float
     fill: Callable[[], float]
-    patience: float = CLAIM  # s after which a reservation whose worker is silent counts as spent
+    patience: float = 180.0  # s after which a reservation whose worker is silent counts as spent
 
     @property
     def _keys(self) -> tuple[str, str]:

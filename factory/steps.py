@@ -27,7 +27,7 @@ from factory.log import log
 from factory.pairs import sha256_of
 from factory.run import ExtractionSpec, Ledger, StyleRun
 from factory.teacher import Payer
-from factory.writing import draw_bill, write_batch
+from factory.writing import PATIENCE, draw_bill, write_batch
 
 if TYPE_CHECKING:
     from factory.extract import Differences, Rejection
@@ -59,6 +59,7 @@ def write_step(ledger: Ledger, style: str, number: int, settings: Settings, brok
             questions,
             max_concurrent=settings.max_concurrent_calls,
             may_go_on=lambda: require_unpaused(ledger),
+            patience=min(PATIENCE, settings.visibility_timeout / 5),
         )
     except TeacherRefused as error:
         raise pause_run(ledger, error.reason, str(error)) from None

@@ -25,14 +25,14 @@ import httpx2
 import openai
 
 from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherError, TeacherPaced, TeacherRefused
-from factory.limits import Limits, Outcomes, claimed
+from factory.limits import Limits, Outcomes, claimed, hold_claim
 from factory.log import log
 from factory.run import TeacherSpec
 from factory.spending import Purse, likely_tokens, most_tokens, price_of, worst_case
 from factory.store import Store, hash_of
 
 OPENAI_KEY = "OPENAI_API_KEY"
-TIMEOUT = 120.0  # s for one answer
+ON_THE_WAY = 15.0  # s beyond the timeout of an answer for which its claim is held
 LONG_WAIT = 600.0  # s: a server that asks for more wants a person, not a retry
 RETRYABLE = {408, 409, 429}
 NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}
@@ -139,6 +139,13 @@ class Teacher:
     cluster: Cluster | None = None
     deadline: float = math.inf
 
+    @property
+    def timeout(self) -> float:
+        """Seconds that an answer may take."""
+        timeout = self.client.timeout
+        seconds = timeout.read if isinstance(timeout, httpx2.Timeout) else timeout
+        return float(seconds or 0.0)
+
     def ask(self, prompt: str, attempt: int = 0, model: str | None = None) -> Reply:
         """The teacher's answer to ``prompt``; ``attempt`` above 0 asks for another one.
 
@@ -176,6 +183,7 @@ class Teacher:
         cost = worst
         try:
             cluster.limits.await_turn(tokens)
+            hold_claim(cluster.limits.counters, key, self.timeout + ON_THE_WAY)
             record = self._send(key, request, prompt)
             cost = record["cost_usd"] or 0.0
         except (TeacherError, PairRejected) as error:
@@ -303,17 +311,18 @@ def _bad(reason: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _client(process: int, base_url: str | None, key: str) -> openai.OpenAI:
+def _client(process: int, base_url: str | None, key: str, timeout: float) -> openai.OpenAI:
     # One client a process: connections do not survive a fork. Retries are the queue's business.
-    timeout = httpx2.Timeout(TIMEOUT, connect=10.0)
-    return openai.OpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=timeout)
+    return openai.OpenAI(
+        api_key=key, base_url=base_url, max_retries=0, timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout))
+    )
 
 
 _making_client = threading.Lock()
 
 
-def open_client(spec: TeacherSpec, api_key_env: str | None = None) -> openai.OpenAI:
-    """This process's client for a run's endpoint, with this process's key.
+def open_client(spec: TeacherSpec, api_key_env: str | None = None, timeout: float = 120.0) -> openai.OpenAI:
+    """This process's client for a run's endpoint, with this process's key; ``timeout`` in seconds an answer.
 
     Raises:
         TeacherRefused: there is no key for the endpoint.
@@ -322,7 +331,7 @@ def open_client(spec: TeacherSpec, api_key_env: str | None = None) -> openai.Ope
     if key is None:
         raise TeacherRefused(f"no API key: set {api_key_env or OPENAI_KEY} (or --api-key) for the teacher's endpoint")
     with _making_client:
-        return _client(os.getpid(), spec.base_url, key)
+        return _client(os.getpid(), spec.base_url, key, timeout)
 
 
 @lru_cache(maxsize=32)

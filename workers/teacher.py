@@ -13,9 +13,9 @@ from celery.exceptions import Ignore
 from factory.cluster import pause_run
 from factory.errors import FactoryError, RunPaused, TeacherBusy, TeacherPaced
 from factory.steps import write_step
-from workers.step import run_batch, step_of
+from workers.step import machine_settings, run_batch, step_of
 
-LONGEST_WAIT = 120.0  # s; well below the visibility timeout, or the message would be delivered twice
+LONGEST_WAIT = 120.0  # s, and a third of the visibility timeout, beyond which the message would be delivered twice
 LONGEST_TROUBLE = 1800.0  # s that a batch meets nothing but errors; then a person must look
 
 
@@ -48,4 +48,6 @@ def _come_back(task: Task, wait: float, error: FactoryError, failing_since: floa
     """Free the slot and try again in ``wait`` seconds."""
     named = {**task.request.kwargs, "failing_since": failing_since}
     task.request.retries = -1  # a wait is no failure: the count is for a store or broker that is away
-    raise task.retry(kwargs=named, countdown=min(wait, LONGEST_WAIT), exc=error) from None
+    raise task.retry(
+        kwargs=named, countdown=min(wait, LONGEST_WAIT, machine_settings().visibility_timeout / 3), exc=error
+    ) from None
