@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ def enqueue(job: Job, batch: Path | None, as_json: bool) -> int:
     if batch:
         job, questions = _read_batch(batch, job)
     plan = plan_run(job.settings, job.store, job.output, limit=job.limit, questions=questions)
-    _use_broker(job)
+    use_broker(job)
     from workers.flow import submit
 
     ledger = submit(plan, job.store)
@@ -70,7 +73,7 @@ def _batch_entry(entry: Any, path: Path) -> tuple[str, list[str]]:
     raise ConfigError(f"{path}: a style is a name, or name: {{questions: [...], questions_file: ...}}; found {entry!r}")
 
 
-def _use_broker(job: Job) -> None:
+def use_broker(job: Job) -> None:
     """Make the configured broker and store those of this process."""
     if job.settings.broker_url:
         os.environ["FACTORY_BROKER_URL"] = job.settings.broker_url
@@ -78,7 +81,12 @@ def _use_broker(job: Job) -> None:
         os.environ["FACTORY_CONFIG"] = str(job.configuration.file.resolve())
 
 
-def _ledger(job: Job, run: str | None) -> Ledger:
+def find_ledger(job: Job, run: str | None) -> Ledger:
+    """The ledger of a run, of the newest without a name.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
     known = list_runs(job.store)
     if run is None and known:
         run = known[-1]
@@ -95,9 +103,28 @@ def _ledger(job: Job, run: str | None) -> Ledger:
 def watch(run: str | None, config_file: Path | None, output: Path) -> int:
     """Show RUN (the newest without a name) until it ends, then write its outputs."""
     job = open_job(config_file, output)
-    ledger = _ledger(job, run)
-    states = watch_run(ledger, Console(highlight=False))
+    ledger = find_ledger(job, run)
+    use_broker(job)
+    states = watch_run(ledger, Console(highlight=False), _guard_of(ledger))
     return finish(job, ledger, states)
+
+
+def _guard_of(ledger: Ledger) -> Callable[[], None]:
+    """Looks after the run from time to time, as reduce workers do. Without a broker it only watches."""
+    from redis.exceptions import RedisError
+
+    from workers.guard import Guard
+
+    guard = Guard(ledger.store)
+    seen = [time.monotonic()]
+
+    def look() -> None:
+        if time.monotonic() - seen[0] > guard.patience / 2:
+            seen[0] = time.monotonic()
+            with suppress(RedisError, OSError):
+                guard.look_at(ledger)
+
+    return look
 
 
 def finish(job: Job, ledger: Ledger, states: list[StyleProgress]) -> int:
@@ -120,7 +147,7 @@ def finish(job: Job, ledger: Ledger, states: list[StyleProgress]) -> int:
 def status(run: str | None, config_file: Path | None, output: Path, as_json: bool) -> int:
     """Show how far RUN (the newest without a name) is, once."""
     job = open_job(config_file, output)
-    ledger = _ledger(job, run)
+    ledger = find_ledger(job, run)
     shot = snapshot(ledger)
     if as_json:
         click.echo(json.dumps(shot))
@@ -140,8 +167,8 @@ def status(run: str | None, config_file: Path | None, output: Path, as_json: boo
 def resume(run: str | None, config_file: Path | None, output: Path) -> int:
     """Submit what is missing of RUN (the newest without a name)."""
     job = open_job(config_file, output)
-    ledger = _ledger(job, run)
-    _use_broker(job)
+    ledger = find_ledger(job, run)
+    use_broker(job)
     from workers.flow import resume as resume_run
 
     resumed = resume_run(ledger)
