@@ -23,12 +23,15 @@ COMMANDS = {
     "watch": "runs",
     "status": "runs",
     "resume": "runs",
+    "cancel": "cluster",
     "styles": "styles",
     "show": "vectors",
     "steer": "vectors",
     "evaluate": "evaluate",
     "download": "setup",
     "config": "setup",
+    "doctor": "cluster",
+    "metrics": "cluster",
 }
 
 
