@@ -22,11 +22,13 @@ from pathlib import Path
 
 import redis
 
+from factory.broker import connect, give_back
 from factory.errors import BrokerError
 from factory.log import log
 
 BROKER_PATIENCE = 15.0  # s until the broker answers
 GRACE = 20.0  # s that a child gets to finish its task
+MOST_REPLACED = 5  # workers that are killed (often for memory) before the run stops
 
 
 def find_server() -> str:
@@ -152,6 +154,7 @@ class Crew:
     folder: Path
     environment: dict[str, str]
     members: list[Child] = field(default_factory=list)
+    replaced: int = 0
 
     def hire(self, queues: str) -> None:
         """Start a worker on ``queues``, such as ``gpu,reduce``."""
@@ -161,17 +164,24 @@ class Crew:
         self.members.append(start_child(name, [*celery, *options], self.folder, self.environment))
 
     def check(self) -> None:
-        """Notice a worker that ended.
+        """Replace a worker that was killed, and give its tasks back to the queue.
 
         Raises:
-            BrokerError: one did; shows the end of its log.
+            BrokerError: one ended by itself, or too many were killed; shows the end of its log.
         """
-        for member in self.members:
-            if member.died:
+        for member in [member for member in self.members if member.died]:
+            status = member.process.returncode
+            if status >= 0 or self.replaced >= MOST_REPLACED:
                 raise BrokerError(
-                    f"worker {member.name} ended (status {member.process.returncode}). Its log {member.log_file} "
+                    f"worker {member.name} ended (status {status}). Its log {member.log_file} "
                     f"ends with:\n{member.last_words()}"
                 )
+            log.warning("worker %s was killed by signal %d: starting another", member.name, -status)
+            self.members.remove(member)
+            self.replaced += 1
+            queues = member.name.split("-")  # it was the only one that served them
+            give_back(connect(self.environment["FACTORY_BROKER_URL"]), queues)
+            self.hire(",".join(queues))
 
     def dismiss(self) -> None:
         """End all workers: ask all first, then wait for each."""

@@ -1,0 +1,106 @@
+"""Commands about a cluster: is it well, what does it do, and end a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from factory.commands.options import Job, config_option, json_option, open_job, output_option
+from factory.commands.runs import find_ledger, use_broker
+from factory.doctor import Finding, check_broker, check_device, check_disk, check_key, check_store, check_workers
+from factory.errors import BrokerError
+
+DEFAULT_BROKER = "redis://127.0.0.1:6379/0"
+MARKS = {"good": "[green]+[/green]", "warning": "[yellow]![/yellow]", "bad": "[red]x[/red]"}
+
+
+@click.command()
+@click.argument("run", required=False)
+@config_option
+@output_option
+def cancel(run: str | None, config_file: Path | None, output: Path) -> int:
+    """End RUN (the newest without a name); what is done is kept, and 'svf resume' goes on.
+
+    Tasks in hand finish. Messages that wait stay in their queues, and end at once when taken.
+    """
+    job = open_job(config_file, output)
+    ledger = find_ledger(job, run)
+    use_broker(job)
+    from workers.flow import cancel as cancel_run
+
+    ended = cancel_run(ledger)
+    click.echo(f"run {ledger.run_id}: " + (f"cancelled {', '.join(ended)}" if ended else "had ended already"))
+    return 0
+
+
+def broker_url(job: Job) -> str:
+    """The configured broker, else the one that workers take too."""
+    return job.settings.broker_url or DEFAULT_BROKER
+
+
+@click.command()
+@config_option
+@output_option
+@click.option("--port", type=click.IntRange(1, 65535), help="Serve them there until interrupted, at /metrics.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on.")
+def metrics(config_file: Path | None, output: Path, port: int | None, host: str) -> int:
+    """Print the cluster's figures in Prometheus' format, or serve them."""
+    from prometheus_client import start_http_server
+
+    from factory.metrics import metrics_text, registry
+
+    job = open_job(config_file, output)
+    if port is None:
+        click.echo(metrics_text(broker_url(job), job.store), nl=False)
+        return 0
+    start_http_server(port, addr=host, registry=registry(broker_url(job), job.store))
+    click.echo(f"serving http://{host}:{port}/metrics", err=True)
+    threading.Event().wait()
+    return 0
+
+
+@click.command()
+@config_option
+@output_option
+@json_option
+def doctor(config_file: Path | None, output: Path, as_json: bool) -> int:
+    """Check broker, workers, clock, device, disk, store and key, and say what to do.
+
+    Exit status: 0 if a run can start, 1 if something else than broker or workers is bad, 3 without them.
+    """
+    job = open_job(config_file, output)
+    findings = check_broker(broker_url(job))
+    reached = findings[0].state != "bad"
+    if reached:
+        os.environ["FACTORY_BROKER_URL"] = broker_url(job)
+        use_broker(job)
+        findings += check_workers(_ping, ("teacher", "gpu", "reduce"))
+    findings += [check_store(job.store), check_disk(job.output), check_device(job.settings), check_key(job.settings)]
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        _show(findings)
+    lacking = [finding for finding in findings if finding.state == "bad"]
+    cluster_lacks = any(finding.area == "broker" or finding.area.startswith("queue") for finding in lacking)
+    return BrokerError.exit_status if cluster_lacks else 1 if lacking else 0
+
+
+def _ping() -> dict[str, list[str]]:
+    from factory.celery import app
+
+    answers = app.control.inspect(timeout=2).active_queues() or {}
+    return {worker: [queue["name"] for queue in queues] for worker, queues in answers.items()}
+
+
+def _show(findings: list[Finding]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        table.add_row(MARKS[finding.state], finding.area, finding.found, finding.advice)
+    Console(highlight=False).print(table)
