@@ -81,7 +81,7 @@ def require_unpaused(ledger: Ledger) -> None:
 def pause_run(ledger: Ledger, reason: str, message: str) -> RunPaused:
     """Write down that the run waits for a person; gives the error to raise."""
     log.error("run paused: %s", message)
-    ledger.pause(reason, message)
+    ledger.pause(reason, message, spent_usd(ledger))
     return RunPaused(reason, message)
 
 

@@ -63,10 +63,23 @@ def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSet
     vector = SteeringVector.from_bytes(content, source=f"{style.name}.pt")
     path = vector_path(output, style.name)
     write_atomically(dataset_path(output, style.name), dataset)
+    write_companions(ledger, style.name, output)
     write_vector(vector, path)
     if settings.copy_to_sam_assets:
         write_sam_assets(style, vector, output / settings.sam_assets_dir)
     return path
+
+
+def write_companions(ledger: Ledger, style: str, output: Path) -> None:
+    """Write what the run knows of a dataset beside it: its manifest, and the pairs that were rejected."""
+    dataset = dataset_path(output, style)
+    manifest = ledger.store.read_json(ledger.manifest_key(style))
+    if manifest is not None:
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(dataset.with_name(f"{style}_manifest.json"), text)
+    rejected = ledger.store.read(ledger.rejected_key(style))
+    if rejected is not None:
+        write_atomically(dataset.with_name(f"{style}_rejected.jsonl"), rejected)
 
 
 def write_vector(vector: SteeringVector, path: Path) -> None:

@@ -144,6 +144,7 @@ def new_run_id() -> str:
 class StyleProgress:
     """How far one style is, in pairs. ``state``: waiting, running, evaluating, done or failed.
 
+    Where nothing more can be done until a person acts, it is paused or budget_stopped.
     ``parts``: into how many parts its evaluation is cut; ``evaluated``: how many are done.
     """
 
@@ -257,14 +258,14 @@ class Ledger:
         """The run needs no guard any more."""
         self.store.delete(f"{OPEN}/{self.run_id}.json")
 
-    def pause(self, reason: str, message: str) -> None:
+    def pause(self, reason: str, message: str, spent_usd: float = 0.0) -> None:
         """Stop asking the teacher for this run until a person acts. The first reason stays."""
         if self.paused() is None:
-            content = {"reason": reason, "message": message, "since": time.time()}
+            content = {"reason": reason, "message": message, "since": time.time(), "spent_usd": spent_usd}
             self.store.write_json(f"{self.run_id}/{PAUSE_FILE}", content)
 
     def paused(self) -> dict[str, Any] | None:
-        """Why the run waits for a person (``reason``, ``message``, ``since``), or None."""
+        """Why the run waits for a person (``reason``, ``message``, ``since``, ``spent_usd``), or None."""
         pause: dict[str, Any] | None = self.store.read_json(f"{self.run_id}/{PAUSE_FILE}")
         return pause
 
@@ -338,6 +339,10 @@ class Ledger:
                 reasons[reason] = reasons.get(reason, 0) + count
         started = bool(written or extracted)
         running = "evaluating" if self.entry(style, "reduced", 0) else "running" if started else "waiting"
+        pause = self.paused() if part.from_teacher and not result else None
+        readable = len(written) + sum(1 for batch in self.batches(style) if batch.pairs_key)
+        if pause and readable < part.n_batches and len(extracted) >= readable:
+            running = pause_state(pause)
         return StyleProgress(
             style=style,
             state=result["state"] if result else running,
@@ -347,13 +352,18 @@ class Ledger:
             failed=sum(reasons.values()),
             reasons=reasons,
             spent_usd=sum(entry.get("cost_usd", 0.0) for entry in written),
-            message=result.get("message", "") if result else "",
+            message=result.get("message", "") if result else pause["message"] if pause else "",
             parts=len(self.spec.evaluation.parts) if self.spec.evaluation else 0,
             evaluated=len(self.done_numbers(style, "evaluated")),
         )
 
     def _key(self, style: str, name: str) -> str:
         return f"{self.run_id}/{style}/{name}"
+
+
+def pause_state(pause: dict[str, Any]) -> str:
+    """The state of a run that waits for a person: ``budget_stopped`` or ``paused``."""
+    return "budget_stopped" if pause["reason"] == "budget_stopped" else "paused"
 
 
 # A run's specification never changes, so a worker reads it once.

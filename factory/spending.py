@@ -130,7 +130,7 @@ class Purse:
     run_id: str
     max_cost_usd: float
     fill: Callable[[], float]
-    patience: float = 180.0  # s after which a reservation whose worker is silent counts as spent
+    patience: float  # s after which a reservation whose worker is silent counts as spent
 
     @property
     def _keys(self) -> tuple[str, str]:

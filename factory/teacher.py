@@ -321,7 +321,7 @@ def _client(process: int, base_url: str | None, key: str, timeout: float) -> ope
 _making_client = threading.Lock()
 
 
-def open_client(spec: TeacherSpec, api_key_env: str | None = None, timeout: float = 120.0) -> openai.OpenAI:
+def open_client(spec: TeacherSpec, api_key_env: str | None, timeout: float) -> openai.OpenAI:
     """This process's client for a run's endpoint, with this process's key; ``timeout`` in seconds an answer.
 
     Raises:

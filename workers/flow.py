@@ -10,6 +10,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from factory.celery import app
+from factory.cluster import reopen_run
 from factory.errors import BrokerError
 from factory.plan import Plan
 from factory.run import Ledger
@@ -55,24 +56,26 @@ def submit(plan: Plan, store: Store) -> Ledger:
     return ledger
 
 
-def resume(ledger: Ledger) -> list[str]:
+def resume(ledger: Ledger, *, max_cost_usd: float | None = None, empty_broker: bool = False) -> list[str]:
     """Send what is missing of a run; returns the styles that go on.
 
     A style that failed starts again with what is not done. Of one that still runs, lost messages
-    are sent again.
+    are sent again; with ``empty_broker`` there are none left, and it starts again too. A run that
+    waits for a person goes on, with the budget ``max_cost_usd`` if one is given.
 
     Raises:
         BrokerError: there is no broker.
     """
     check_broker()
+    reopen_run(ledger, str(app.conf.broker_url), max_cost_usd)
     resumed = []
     running = False
     for part in ledger.spec.styles:
         result = ledger.result(part.style.name)
-        if result is None:
+        if result is None and not empty_broker:
             running = True
             resumed.append(part.style.name)
-        elif result["state"] != "done" or result.get("evaluation") == "failed":
+        elif result is None or result["state"] != "done" or result.get("evaluation") == "failed":
             restart_style(ledger, part.style.name)
             resumed.append(part.style.name)
     ledger.mark_open()

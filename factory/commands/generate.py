@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from factory.export import export_style
 from factory.extras import require_target
 from factory.log import log, start_logging
 from factory.plan import Plan, plan_run
-from factory.progress import watch
+from factory.progress import HELD, watch
 from factory.run import Ledger, StyleProgress
 
 LOG_FILE = "steering_vector_generation.log"
@@ -42,10 +43,17 @@ def generate(job: Job) -> int:
     start_logging(terminal=False)
     _prepare_target(job, console)
     console.print(f"run [bold]{plan.spec.run_id}[/bold]: {_describe(plan)}")
-    states, ledger = _run(job, plan, console)
+    needs_teacher = plan.needs_teacher
+
+    def start() -> Ledger:
+        from workers.flow import submit  # the app reads the broker's URL when it is first used
+
+        return submit(plan, job.store)
+
+    states, ledger = run_here(job, plan.spec.run_id, start, needs_teacher=needs_teacher, console=console)
     _export(job, ledger, states, console)
     console.print(f"finished in {time.monotonic() - started:.0f} s; the log is {os.environ['FACTORY_LOG']}")
-    return 1 if any(state.state == "failed" for state in states) else 0
+    return 0 if all(state.state == "done" for state in states) else 1
 
 
 def _describe(plan: Plan) -> str:
@@ -62,20 +70,38 @@ def _prepare_target(job: Job, console: Console) -> None:
             built_in_folder()
 
 
-def _run(job: Job, plan: Plan, console: Console) -> tuple[list[StyleProgress], Ledger]:
-    """Broker, workers, the run, and the orderly end of all of them."""
+def resume_here(job: Job, ledger: Ledger) -> int:
+    """Go on with a run on this machine, with a broker and workers of its own; returns the exit status."""
+    console = Console(highlight=False)
+    os.environ["FACTORY_LOG"] = str((job.output / LOG_FILE).resolve())
+    start_logging(terminal=False)
+    needs_teacher = any(part.from_teacher for part in ledger.spec.styles)
+
+    def start() -> Ledger:
+        from workers.flow import resume
+
+        resume(ledger, empty_broker=True, max_cost_usd=job.settings.max_cost_usd)
+        return ledger
+
+    states, _ = run_here(job, ledger.run_id, start, needs_teacher=needs_teacher, console=console)
+    _export(job, ledger, states, console)
+    return 0 if all(state.state == "done" for state in states) else 1
+
+
+def run_here(
+    job: Job, run_id: str, start: Callable[[], Ledger], *, needs_teacher: bool, console: Console
+) -> tuple[list[StyleProgress], Ledger]:
+    """Broker, workers, the run that ``start`` sends, and the orderly end of all of them."""
     folder = Path(job.store_url) if job.store.is_local else job.output / "runs"
-    service = folder.resolve() / plan.spec.run_id / "logs"
+    service = folder.resolve() / run_id / "logs"
     signal.signal(signal.SIGTERM, _interrupt)  # a plain kill must end the children too
     with running_broker(service) as url:
         environment = _environment(job, url)
         os.environ.update(environment)
-        queues = ["gpu,reduce", *(["teacher"] if plan.needs_teacher else [])]
-        from workers.flow import submit  # the app reads the broker's URL when it is first used
-
+        queues = ["gpu,reduce", *(["teacher"] if needs_teacher else [])]
         with running_crew(queues, service, environment) as crew:
-            ledger = submit(plan, job.store)
-            log.info("run %s submitted: %s", ledger.run_id, _describe(plan))
+            ledger = start()
+            log.info("run %s submitted", run_id)
             return watch(ledger, console, crew.check), ledger
 
 
@@ -99,9 +125,15 @@ def _environment(job: Job, broker_url: str) -> dict[str, str]:
 
 def _export(job: Job, ledger: Ledger, states: list[StyleProgress], console: Console) -> None:
     """Write the outputs of the styles that are done, and say what became of each."""
+    pause = ledger.paused()
+    if pause and any(state.state in HELD for state in states):
+        where = "" if job.output == Path() else f" --output {job.output}"
+        console.print(f"[yellow]paused[/yellow] after ${pause['spent_usd']:.4f}: {pause['message']}", soft_wrap=True)
+        console.print(f"to go on on this machine: svf resume {ledger.run_id} --here{where}", soft_wrap=True)
     for state in states:
         if state.state == "failed":
             console.print(f"[red]{state.style}[/red]: {state.message}")
+        if state.state != "done":
             continue
         style = ledger.spec.style_run(state.style).style
         path = export_style(ledger, style, job.output, job.settings.output_config)

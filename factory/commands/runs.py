@@ -129,14 +129,20 @@ def _guard_of(ledger: Ledger) -> Callable[[], None]:
 
 def finish(job: Job, ledger: Ledger, states: list[StyleProgress]) -> int:
     """Write the outputs of a run's finished styles; returns the exit status."""
+    for message in dict.fromkeys(f"{_about(state)}: {state.message}" for state in states if state.state != "done"):
+        click.echo(message, err=True)
     for state in states:
-        if state.state == "failed":
-            click.echo(f"{state.style}: {state.message}", err=True)
+        if state.state != "done":
             continue
         style = ledger.spec.style_run(state.style).style
         path = export_style(ledger, style, job.output, job.settings.output_config)
         click.echo(f"{state.style}: {state.extracted} pairs -> {path}")
-    return 1 if any(state.state == "failed" for state in states) else 0
+    return 0 if all(state.state == "done" for state in states) else 1
+
+
+def _about(state: StyleProgress) -> str:
+    """What a message is about: a style that failed, or the whole run that waits."""
+    return state.style if state.state == "failed" else f"run {state.state}"
 
 
 @click.command()
@@ -156,7 +162,9 @@ def status(run: str | None, config_file: Path | None, output: Path, as_json: boo
     for state in (ledger.progress(part.style.name) for part in ledger.spec.styles):
         figures = (state.pairs, state.written, state.extracted, state.failed)
         table.add_row(state.style, state.state, *map(str, figures), f"${state.spent_usd:.4f}")
-    Console(highlight=False).print(f"run {ledger.run_id}: {shot['state']}", table)
+    Console(highlight=False).print(f"run {ledger.run_id}: {shot['state']}, ${shot['spent_usd']:.4f} spent", table)
+    if shot["message"]:
+        click.echo(str(shot["message"]))
     return 0
 
 
@@ -164,13 +172,23 @@ def status(run: str | None, config_file: Path | None, output: Path, as_json: boo
 @click.argument("run", required=False)
 @config_option
 @output_option
-def resume(run: str | None, config_file: Path | None, output: Path) -> int:
-    """Submit what is missing of RUN (the newest without a name)."""
-    job = open_job(config_file, output)
+@click.option("--max-cost-usd", type=click.FloatRange(min=0, min_open=True), help="Another cap for the whole run.")
+@click.option("--here", is_flag=True, help="On this machine, with a broker and workers of its own.")
+def resume(run: str | None, config_file: Path | None, output: Path, max_cost_usd: float | None, here: bool) -> int:
+    """Submit what is missing of RUN (the newest without a name).
+
+    A run that is paused goes on. A higher max_cost_usd, as a flag or in the configuration, takes
+    the place of the run's own.
+    """
+    job = open_job(config_file, output, max_cost_usd=max_cost_usd)
     ledger = find_ledger(job, run)
+    if here:
+        from factory.commands.generate import resume_here
+
+        return resume_here(job, ledger)
     use_broker(job)
     from workers.flow import resume as resume_run
 
-    resumed = resume_run(ledger)
+    resumed = resume_run(ledger, max_cost_usd=job.settings.max_cost_usd)
     click.echo(f"run {ledger.run_id}: " + (f"goes on with {', '.join(resumed)}" if resumed else "nothing is missing"))
     return 0

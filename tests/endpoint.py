@@ -1,0 +1,139 @@
+"""A teacher's endpoint that counts: OpenAI-compatible, in a thread or as a program, with faults on demand.
+
+Answers depend on the request alone. It stands in for what llmock cannot do: it keeps a tally of
+every call by request, and answers in a style.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import hashlib
+import json
+import random
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+WORDS = (
+    "river stone lamp copper window garden letter engine valley paper silver thread cloud harbor orchard signal",
+    "bridge candle forest mirror anchor pepper velvet saddle meadow kettle ribbon summit tunnel walnut",
+)
+
+
+def answer_to(prompt: str) -> str:
+    """Forty words that belong to ``prompt`` alone, as numbered steps where it asks for them."""
+    draw = random.Random(hashlib.sha256(prompt.encode()).digest())
+    sentences = [" ".join(draw.choices(" ".join(WORDS).split(), k=10)) + "." for _ in range(4)]
+    if "step" in prompt.lower() and "no steps" not in prompt.lower() and "avoid steps" not in prompt.lower():
+        return "\n".join(f"Step {n}: {text}" for n, text in enumerate(sentences, start=1))
+    return " ".join(sentences)
+
+
+class Endpoint(ThreadingHTTPServer):
+    """The server and its tally. ``faults``: status codes for the next calls, taken one by one."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, *, delay: float = 0.0, fail: float = 0.0, per_minute: int | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.delay, self.fail, self.per_minute = delay, fail, per_minute
+        self.status: int | None = None  # every call gets it
+        self.code = ""
+        self.arrivals: list[float] = []
+        self.statuses: collections.Counter[int] = collections.Counter()
+        self.paid: collections.Counter[str] = collections.Counter()  # answers sent with 200, by request
+        self.keys: set[str] = set()  # Authorization headers seen
+        self.lock = threading.Lock()
+        self.draw = random.Random(0)
+
+    @property
+    def base_url(self) -> str:
+        """What a client is given."""
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def judge(self) -> int:
+        """The status of the next answer."""
+        now = time.monotonic()
+        with self.lock:
+            self.arrivals.append(now)
+            if self.status is not None:
+                return self.status
+            if self.per_minute and sum(at > now - 60 for at in self.arrivals) > self.per_minute:
+                return 429
+            return 500 if self.draw.random() < self.fail else 200
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Endpoint
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.keys.add(self.headers.get("Authorization", ""))
+        status = self.server.judge()
+        time.sleep(self.server.delay)
+        name = hashlib.sha256(body).hexdigest()
+        with self.server.lock:
+            self.server.statuses[status] += 1
+            self.server.paid[name] += status == 200
+        prompt = json.loads(body)["messages"][0]["content"]
+        if status == 200:
+            content = completion(answer_to(prompt), model=json.loads(body)["model"])
+        else:
+            content = {"error": {"message": f"no: {self.headers.get('Authorization')}", "code": self.server.code}}
+        self._send(status, content)
+
+    def _send(self, status: int, content: object) -> None:
+        raw = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the terminal quiet."""
+
+
+def completion(text: str, *, model: str = "teacher", finish_reason: str = "stop") -> dict[str, object]:
+    """A chat completion as OpenAI sends it."""
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 60, "total_tokens": 160},
+    }
+
+
+@contextlib.contextmanager
+def running_endpoint(**options):
+    """The endpoint in a thread, until the block ends."""
+    server = Endpoint(**options)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def main() -> None:
+    """Serve until stopped; print the URL."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--delay", type=float, default=0.0)
+    options = parser.parse_args()
+    with running_endpoint(delay=options.delay) as server:
+        print(server.base_url, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
