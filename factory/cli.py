@@ -19,6 +19,7 @@ ERROR = "[red]error:[/red]"
 # Command -> the module of factory/commands that has it, loaded when the command is used.
 COMMANDS = {
     "generate": "generate",
+    "estimate": "estimate",
     "enqueue": "runs",
     "watch": "runs",
     "status": "runs",

@@ -48,6 +48,14 @@ class Plan:
         """Whether any pair is still to be written."""
         return any(part.from_teacher for part in self.spec.styles)
 
+    @property
+    def warning(self) -> str | None:
+        """What a person must know before the run starts, or None."""
+        asked, resolved = self.spec.teacher.requested_model, self.spec.teacher.model
+        if not self.needs_teacher or asked == resolved:
+            return None
+        return f"teacher_model {asked!r} is retired at OpenAI: {resolved!r} takes its place (strict_model forbids it)"
+
 
 @dataclass(frozen=True)
 class StyleRequest:
@@ -79,8 +87,10 @@ def plan_run(
     requests = [_request(settings, name, limit, (questions or {}).get(name)) for name in settings.styles]
     choices = [_choose(settings, request, output) for request in requests]  # refuses before anything is written
     teacher = plan_teacher(settings)
-    if any(missing for _, _, missing in choices):
-        require_price(teacher, settings.max_cost_usd)
+    for request, (_, _, missing) in zip(requests, choices, strict=True):
+        if missing:
+            _require_key(settings, request.style.name)
+            require_price(teacher, settings.max_cost_usd)
     parts: list[StyleRun] = []
     batches: dict[str, list[BatchSpec]] = {}
     for request, (metadata, chosen, missing) in zip(requests, choices, strict=True):
@@ -107,6 +117,20 @@ def plan_run(
         keep_differences=settings.output_config.save_intermediate_files,
     )
     return Plan(spec, batches)
+
+
+def plan_pairs(settings: Settings, output: Path, *, limit: int | None = None) -> list[tuple[Style, list[str], int]]:
+    """For each style the questions that the teacher would be asked, and how many pairs exist already.
+
+    Raises:
+        ConfigError: unknown style, no questions, or a damaged dataset.
+    """
+    requests = [_request(settings, name, limit, None) for name in settings.styles]
+    found = []
+    for request in requests:
+        _, chosen, missing = _choose(settings, request, output)
+        found.append((request.style, missing, len(chosen)))
+    return found
 
 
 def _request(settings: Settings, name: str, limit: int | None, own: list[str] | None) -> StyleRequest:
@@ -158,10 +182,7 @@ def _choose(
         return metadata, chosen, []
     answered = {pair.question for pair in pairs}
     room = None if request.limit is None else max(0, request.limit - len(chosen))
-    missing = [question for question in request.questions if question not in answered][:room]
-    if missing:
-        _require_key(settings, request.style.name)
-    return metadata, chosen, missing
+    return metadata, chosen, [question for question in request.questions if question not in answered][:room]
 
 
 def _batch_specs(

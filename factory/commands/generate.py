@@ -50,6 +50,8 @@ def generate(job: Job) -> int:
 
         return submit(plan, job.store)
 
+    if plan.warning:
+        console.print(f"[yellow]warning:[/yellow] {plan.warning}", soft_wrap=True)
     states, ledger = run_here(job, plan.spec.run_id, start, needs_teacher=needs_teacher, console=console)
     _export(job, ledger, states, console)
     console.print(f"finished in {time.monotonic() - started:.0f} s; the log is {os.environ['FACTORY_LOG']}")
