@@ -29,6 +29,7 @@ COMMANDS = {
     "show": "vectors",
     "steer": "vectors",
     "evaluate": "evaluate",
+    "report": "report",
     "download": "setup",
     "config": "setup",
     "doctor": "cluster",

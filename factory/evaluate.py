@@ -67,14 +67,16 @@ class Examiner:
         if part in BASELINES:
             return self._measure(part, None, self.style.instruction() if part == "prompted" else None)
         if part.startswith("cell-"):
-            return self._try(self.ranked()[int(part.removeprefix("cell-"))])
+            rank = int(part.removeprefix("cell-"))
+            readings = self.readings()
+            return self._try(readings[rank]) | ({"gate": readings} if rank == 0 else {})
         setting = Setting(**choose_cell(done, self.spec)["setting"])
         if part == "capability":
             return self._capability(setting)
         return self._measure(part, self._steering(part, setting))
 
-    def ranked(self) -> list[dict[str, Any]]:
-        """The settings that deserve real answers, by the cheap gate, the most promising first."""
+    def readings(self) -> list[dict[str, Any]]:
+        """What the cheap gate says of every setting, the most promising first."""
         tensors = [self.vector.key_vector, self.vector.value_vector]
         asked = {
             "model": [self.target.name, self.target.revision, self.target.dtype],
@@ -85,14 +87,14 @@ class Examiner:
         key = f"probes/{hash_of(asked)}.json"
         known = self.store.read_json(key)
         if known is None:
-            known = self._rank()
+            known = self._read_all()
             self.store.write_json(key, known)
         return list(known)
 
-    def _rank(self) -> list[dict[str, Any]]:
+    def _read_all(self) -> list[dict[str, Any]]:
         probe = Probe(self.target, self.style, self.spec.probe_questions)
         readings = [probe.read(self.vector, setting) for setting in self._usable_settings()]
-        return [reading.to_json() for reading in rank(readings, self.spec.cells)]
+        return [reading.to_json() for reading in rank(readings)]
 
     def _usable_settings(self) -> list[Setting]:
         """The sweep without layer sets that this vector does not hold."""
@@ -143,14 +145,14 @@ class Examiner:
         return {"n": len(questions), **shares}
 
 
-def rank(readings: Sequence[Reading], count: int) -> list[Reading]:
-    """The ``count`` readings that deserve real answers.
+def rank(readings: Sequence[Reading]) -> list[Reading]:
+    """The readings, those first whose settings deserve real answers.
 
     Openings become likelier with strength until the model only loops, which the gate cannot see.
     Measured: around a probability of one half most answers are in the style, above it only loops
     are gained. So the settings nearest to one half come first, whichever layers they have.
     """
-    return sorted(readings, key=lambda reading: abs(reading.openings - ENOUGH))[:count]
+    return sorted(readings, key=lambda reading: abs(reading.openings - ENOUGH))
 
 
 def random_like(vector: SteeringVector) -> SteeringVector:
@@ -193,7 +195,8 @@ class Evaluation:
 
     ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
     ``interval`` its 95 % bootstrap interval; ``marker_gain`` the gain in markers an answer.
-    ``measured`` holds the figures of each state of the model, ``cells`` those of the sweep.
+    ``measured`` holds the figures of each state of the model, ``cells`` those of the settings that
+    answered, ``gate`` what the cheap gate read of every setting.
     """
 
     style: str
@@ -207,6 +210,7 @@ class Evaluation:
     advice: str
     measured: dict[str, dict[str, Any]]
     cells: list[dict[str, Any]]
+    gate: list[dict[str, Any]]
     capability: dict[str, Any]
     specificity: dict[str, float]
     settings: dict[str, Any]
@@ -236,7 +240,8 @@ def conclude(
         verdict=verdict,
         advice=advice,
         measured={part: summary(done[part]["figures"]) for part in (*BASELINES, "steered", "random", "negated")},
-        cells=[{**cell, "figures": summary(cell["figures"])} for cell in cells_of(done)],
+        cells=[{**_without_gate(cell), "figures": summary(cell["figures"])} for cell in cells_of(done)],
+        gate=done["cell-0"]["gate"],
         capability=done["capability"],
         specificity=specificity,
         settings={
@@ -246,6 +251,10 @@ def conclude(
             "max_loops": spec.max_loops,
         },
     )
+
+
+def _without_gate(cell: Entry) -> Entry:
+    return {name: value for name, value in cell.items() if name != "gate"}
 
 
 def judge(

@@ -17,6 +17,7 @@ from factory.run import Ledger
 from factory.steps import target_of
 
 if TYPE_CHECKING:
+    from factory.evaluate import Evaluation
     from factory.vector import SteeringVector
 
 
@@ -80,7 +81,13 @@ def conclude_step(ledger: Ledger, style: str) -> None:
     ledger.store.write(ledger.vector_key(style), content)
     log.info("evaluated: %s, effect %+.2f", evaluation.verdict, evaluation.effect)
     reduced = ledger.entry(style, "reduced", 0) or {}
-    ledger.finish(style, {**reduced, "vector_sha256": sha256_of(content), "verdict": evaluation.verdict})
+    ledger.finish(style, {**reduced, "vector_sha256": sha256_of(content), **_in_short(evaluation)})
+
+
+def _in_short(evaluation: Evaluation) -> dict[str, Any]:
+    """What a person wants to know at once."""
+    shares = {name: evaluation.measured[name]["share"] for name in ("unsteered", "steered")}
+    return {"verdict": evaluation.verdict, "setting": evaluation.setting.describe(), **shares}
 
 
 def give_up_evaluation(ledger: Ledger, style: str, reason: str) -> None:

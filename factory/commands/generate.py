@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from factory.commands.options import Job, job_options
+from factory.commands.report import finish_with_report
 from factory.download import BUILT_IN, built_in_folder
 from factory.embedded import running_broker, running_crew
 from factory.export import export_style
@@ -54,6 +55,8 @@ def generate(job: Job) -> int:
         console.print(f"[yellow]warning:[/yellow] {plan.warning}", soft_wrap=True)
     states, ledger = run_here(job, plan.spec.run_id, start, needs_teacher=needs_teacher, console=console)
     _export(job, ledger, states, console)
+    if plan.spec.evaluation and any(state.state == "done" for state in states):
+        finish_with_report(ledger, console)
     console.print(f"finished in {time.monotonic() - started:.0f} s; the log is {os.environ['FACTORY_LOG']}")
     return 0 if all(state.state == "done" for state in states) else 1
 

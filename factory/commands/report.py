@@ -1,0 +1,66 @@
+"""``svf report``: the page of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from factory.commands.options import config_option, open_job, output_option
+from factory.commands.runs import find_ledger
+from factory.run import Ledger
+
+LONGEST_EXAMPLE = 420  # characters on the terminal
+
+
+@click.command()
+@click.argument("run", required=False)
+@config_option
+@output_option
+def report(run: str | None, config_file: Path | None, output: Path) -> int:
+    """Write the report of RUN (the newest without a name): one HTML page; prints its path."""
+    from factory.report import write_report
+
+    job = open_job(config_file, output)
+    click.echo(write_report(find_ledger(job, run)))
+    return 0
+
+
+def finish_with_report(ledger: Ledger, console: Console) -> None:
+    """At the end of a run: what was measured of each style, examples, and where the page lies."""
+    from factory.report import write_report
+
+    for part in ledger.spec.styles:
+        result = ledger.result(part.style.name) or {}
+        if result.get("message"):
+            console.print(f"[yellow]{part.style.name}[/yellow]: {result['message']}", soft_wrap=True)
+        elif "verdict" in result:
+            shares = f"{result['steered']:.0%} of answers in the style, {result['unsteered']:.0%} unsteered"
+            console.print(f"[bold]{part.style.name}[/bold]: {result['verdict']} ({shares}, {result['setting']})")
+    show_examples(ledger, console)
+    console.print(f"\nreport: {write_report(ledger)}", soft_wrap=True)
+
+
+def show_examples(ledger: Ledger, console: Console) -> None:
+    """An unsteered and a steered answer of each evaluated style, side by side (three where there is one style)."""
+    from factory.report import examples
+
+    styles = [part.style for part in ledger.spec.styles if ledger.result(part.style.name)]
+    for style in styles:
+        for row in examples(ledger, style, count=max(1, 3 // len(styles))):
+            answers = {name: row["answers"][name] for name in ("unsteered", "steered")}
+            grid = Table.grid(expand=True, padding=(0, 1))
+            for _ in answers:
+                grid.add_column(ratio=1)
+            titles = [f"{name}, {answer['markers']} markers" for name, answer in answers.items()]
+            texts = [Text(_shortened(answer["text"])) for answer in answers.values()]
+            grid.add_row(*(Panel(text, title=title) for title, text in zip(titles, texts, strict=True)))
+            console.print(f"\n[bold]{style.name}[/bold]: {row['question']}", grid)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_EXAMPLE else text[:LONGEST_EXAMPLE].rsplit(" ", 1)[0] + " ..."

@@ -1,0 +1,226 @@
+"""Figures of the report, as SVG to be put into a page: for screen readers, print and dark mode.
+
+Text stays text (``svg.fonttype none``) and takes the page's colour; every figure has a title and a
+description in words. This module knows numbers only.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from math import isnan
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#010203"  # stands for the page's text colour, and is replaced by it
+COLORS = ("#3b82c4", "#d9822b", "#4f9d69", "#9a6bc4", "#c4536b", "#7a8a99")
+SIZE = (5.0, 3.0)  # inches; small, so that text is readable on a phone
+
+matplotlib.rcParams.update(
+    {
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "text.color": INK,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+    }
+)
+
+
+def _axes(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """The figure as an ``<svg>`` element whose ids start with ``name``."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(?::\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)
+    svg = svg.replace("xlink:href", "href").replace(INK, "currentColor")
+    svg = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', _open_tag(name, title, description), svg, count=1)
+    return re.sub(r">\s+<", "><", svg)
+
+
+def _open_tag(name: str, title: str, description: str) -> str:
+    texts = f"<title id='{name}-title'>{html.escape(title)}</title><desc id='{name}-desc'>{html.escape(description)}"
+    labels = f"aria-labelledby='{name}-title {name}-desc'"
+    return (rf'<svg role="img" id="{name}" viewBox="\1" {labels}>{texts}</desc>').replace("'", '"')
+
+
+def sweep_figure(name: str, evaluation: dict[str, Any]) -> str:
+    """Share of answers in the style against strength, with intervals, for every layer set that answered."""
+    figure, axes = _axes()
+    curves: dict[str, list[tuple[float, float, float, float, float]]] = {}
+    for cell in evaluation["cells"]:
+        setting, figures = cell["setting"], cell["figures"]
+        label = f"layers {setting['layers']}, {setting['n_positions']} pos."
+        low, high = figures["interval"]
+        curves.setdefault(label, []).append((setting["strength"], figures["share"], low, high, figures["loops"]))
+    for color, (label, points) in zip(COLORS * 3, sorted(curves.items()), strict=False):
+        at, shares, lows, highs, loops = (list(column) for column in zip(*sorted(points), strict=True))
+        errors = [_apart(shares, lows), _apart(highs, shares)]
+        axes.errorbar(at, shares, yerr=errors, marker="o", capsize=3, color=color, label=label)
+        axes.plot(at, loops, marker="x", linestyle=":", color=color, alpha=0.8)
+    baseline = evaluation["measured"]["unsteered"]["share"]
+    axes.axhline(baseline, color=COLORS[5], linestyle="--", linewidth=1, label="unsteered")
+    axes.plot([], [], marker="x", linestyle=":", color=COLORS[5], label="answers that loop")
+    _percent(axes)
+    strengths = sorted({cell["setting"]["strength"] for cell in evaluation["cells"]})
+    axes.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
+    axes.set_xlabel("strength")
+    axes.set_ylabel("answers in the style")
+    axes.legend(loc="best")
+    lines = [f"{label} at strength {x:g}: {y:.0%}" for label, points in curves.items() for x, y, *_ in sorted(points)]
+    description = f"Unsteered {baseline:.0%}. " + "; ".join(lines)
+    return to_svg(figure, name, "Sweep: answers in the style by strength", description)
+
+
+def _apart(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [max(0.0, high - low) for high, low in zip(above, below, strict=True)]
+
+
+def _percent(axes: Axes) -> None:
+    axes.set_ylim(-0.03, 1.05)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.grid(axis="y", alpha=0.25)
+
+
+def compared_figure(name: str, measured: dict[str, dict[str, Any]]) -> str:
+    """Unsteered, prompted, steered and the controls: answers in the style, with intervals."""
+    figure, axes = _axes((5.0, 2.4))
+    parts = list(measured)
+    shares = [measured[part]["share"] for part in parts]
+    lows = [measured[part]["interval"][0] for part in parts]
+    highs = [measured[part]["interval"][1] for part in parts]
+    colors = [COLORS[0] if part == "steered" else COLORS[5] for part in parts]
+    errors = [_apart(shares, lows), _apart(highs, shares)]
+    axes.barh(parts, shares, xerr=errors, color=colors, ecolor=INK, capsize=3, height=0.6)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.05)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_xlabel("answers in the style, with 95 % interval")
+    words = [
+        f"{part} {share:.0%} ({low:.0%} to {high:.0%})"
+        for part, share, low, high in zip(parts, shares, lows, highs, strict=True)
+    ]
+    return to_svg(figure, name, "Answers in the style", "; ".join(words))
+
+
+def gate_figure(name: str, gate: Sequence[dict[str, Any]]) -> str:
+    """The cheap gate: how likely the style's openings become, by layer set and strength."""
+    rows = sorted({_row_of(reading["setting"]) for reading in gate})
+    columns = sorted({reading["setting"]["strength"] for reading in gate})
+    numbers = [[float("nan")] * len(columns) for _ in rows]
+    for reading in gate:
+        at = rows.index(_row_of(reading["setting"])), columns.index(reading["setting"]["strength"])
+        numbers[at[0]][at[1]] = reading["openings"]
+    figure, axes = _axes((5.0, 1.1 + 0.3 * len(rows)))
+    _heat(axes, numbers, rows, [f"{column:g}" for column in columns], "{:.1f}")
+    axes.set_xlabel("strength")
+    words = [f"{_row_of(r['setting'])}, strength {r['setting']['strength']:g}: {r['openings']:.1f}" for r in gate]
+    return to_svg(figure, name, "Gate: log-probability of the style's openings (nats)", "; ".join(words))
+
+
+def _row_of(setting: dict[str, Any]) -> str:
+    keys = f", keys {setting['key_strength']:g}" if setting["key_strength"] else ""
+    return f"{setting['layers']}, {setting['n_positions']} pos.{keys}"
+
+
+def _heat(axes: Axes, numbers: Any, rows: Sequence[str], columns: Sequence[str], text: str = "") -> None:
+    axes.imshow(numbers, cmap="viridis", aspect="auto")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), columns)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0)
+    if not text:
+        return
+    known = [number for line in numbers for number in line if not isnan(number)]
+    lowest, highest = min(known), max(known)
+    for row, line in enumerate(numbers):
+        for column, number in enumerate(line):
+            dark = float(number) < lowest + 0.6 * (highest - lowest)
+            color = "white" if dark else "black"
+            axes.text(column, row, text.format(number), ha="center", va="center", color=color, fontsize=8)
+
+
+def layers_figure(name: str, norms: Sequence[Sequence[float]], layers: Sequence[int], chosen: Sequence[int]) -> str:
+    """Norm of the vector's values at each layer and head: ``norms`` is [n_layers][n_kv_heads]."""
+    figure, axes = _axes((5.0, 2.0))
+    heads = [list(head) for head in zip(*norms, strict=True)]
+    image = axes.imshow(heads, cmap="viridis", aspect="auto")
+    axes.set_yticks(range(len(heads)), [f"head {head}" for head in range(len(heads))])
+    step = max(1, len(layers) // 10)
+    axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
+    axes.set_xlabel("layer")
+    marked = [index for index, layer in enumerate(layers) if layer in chosen]
+    if marked:
+        below = len(heads) - 0.42
+        axes.plot([marked[0] - 0.4, marked[-1] + 0.4], [below, below], color=COLORS[1], linewidth=3, clip_on=False)
+    figure.colorbar(image, ax=axes, label="norm of values")
+    strongest = max(range(len(layers)), key=lambda index: sum(norms[index]))
+    steered = f" Steered layers, underlined: {chosen[0]} to {chosen[-1]}." if chosen else ""
+    description = f"{len(layers)} layers, {len(heads)} KV heads; the largest values are in layer {layers[strongest]}."
+    return to_svg(figure, name, "Where the vector is strong", description + steered)
+
+
+def convergence_figure(name: str, curve: Sequence[Sequence[float]], enough: float) -> str:
+    """Agreement of two halves of the pairs, against how many pairs there are."""
+    figure, axes = _axes()
+    counts, cosines = [point[0] for point in curve], [point[1] for point in curve]
+    axes.plot(counts, cosines, marker="o", color=COLORS[0], label="split-half cosine")
+    axes.axhline(enough, color=COLORS[2], linestyle="--", linewidth=1, label=f"enough pairs ({enough:.2f})")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(int(count)) for count in counts])
+    axes.minorticks_off()
+    axes.set_ylim(min(0.0, *cosines), 1.05)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_xlabel("pairs")
+    axes.set_ylabel("split-half cosine")
+    axes.legend(loc="lower right")
+    words = ", ".join(f"{int(count)} pairs {value:.2f}" for count, value in curve)
+    return to_svg(figure, name, "Convergence: are there enough pairs?", words)
+
+
+def agreement_figure(name: str, bins: Sequence[int]) -> str:
+    """How many pairs agree how well with the mean: a histogram of cosines from -1 to 1."""
+    figure, axes = _axes()
+    width = 2 / len(bins)
+    lefts = [-1 + width * index for index in range(len(bins))]
+    axes.bar(lefts, bins, width=width * 0.92, align="edge", color=COLORS[0])
+    axes.set_xlim(min(-0.02, *(left for left, count in zip(lefts, bins, strict=True) if count)), 1)
+    axes.set_xlabel("cosine of a pair with the vector")
+    axes.set_ylabel("pairs")
+    words = [f"{left:.1f} to {left + width:.1f}: {count}" for left, count in zip(lefts, bins, strict=True) if count]
+    return to_svg(figure, name, "Agreement of single pairs with the vector", "; ".join(words))
+
+
+def matrix_figure(name: str, title: str, rows: Sequence[str], columns: Sequence[str], numbers: Any) -> str:
+    """A table of numbers as a heat map, each number written into its cell."""
+    figure, axes = _axes((5.0, 1.2 + 0.45 * len(rows)))
+    _heat(axes, numbers, [_short(row) for row in rows], [_short(column) for column in columns], "{:.2f}")
+    pairs = [(r, c, numbers[i][j]) for i, r in enumerate(rows) for j, c in enumerate(columns)]
+    return to_svg(figure, name, title, "; ".join(f"{row} by {column}: {value:.2f}" for row, column, value in pairs))
+
+
+def _short(name: str) -> str:
+    return name.replace("_", " ").replace(" reasoning", "").replace(" style", "").replace(" explorer", "")
