@@ -7,13 +7,14 @@ how many tasks at a time, and log lines that say which run and style they are ab
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Any
 
 from celery import Celery
 from celery.signals import before_task_publish, celeryd_init, setup_logging
 
-from factory.log import log, start_logging
+from factory.log import start_logging
 
 CONCURRENCY = {"teacher": 32, "gpu": 1, "reduce": 2}
 
@@ -26,9 +27,11 @@ def fit_to_queues(conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Without ``-c``, take as many tasks at a time as the narrowest of the worker's queues bears."""
     queues = options.get("queues") or list(CONCURRENCY)
     names = queues.split(",") if isinstance(queues, str) else list(queues)
-    conf.worker_concurrency = min(CONCURRENCY.get(name, 1) for name in names)
-    if not options.get("concurrency"):
-        log.info("queues %s: %d tasks at a time on threads", ",".join(names), conf.worker_concurrency)
+    conf.worker_concurrency = min(CONCURRENCY.get(name.split(".")[0], 1) for name in names)
+    chosen = options.get("concurrency") or conf.worker_concurrency
+    how = "chosen by -c" if options.get("concurrency") else "fits the queues; -c changes it"
+    # Logging is not set up yet, and a person should see it whatever the log level.
+    print(f"factory: queues {','.join(names)}: {chosen} at a time ({how}), prefetch 1", file=sys.stderr)
 
 
 @before_task_publish.connect

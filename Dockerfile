@@ -1,0 +1,42 @@
+# One definition, three images: docker build --target teacher|cpu|gpu
+# Versions of Python packages are those of constraints.txt.
+
+FROM python:3.12-slim AS base
+# ca-certificates: the OpenAI client trusts the system's store, and slim images have none.
+# tini: signals reach the worker, so that 'docker stop' lets it finish its task.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates tini \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --create-home --uid 10001 factory \
+ && install -d -o factory -g factory /data /home/factory/.cache
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 \
+    TOKENIZERS_PARALLELISM=false FACTORY_STORE=/data/runs
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md LICENSE celeryconfig.py ./
+COPY factory factory
+COPY workers workers
+COPY datasets datasets
+COPY questions questions
+ENTRYPOINT ["tini", "--"]
+
+# teacher: HTTP only. No torch; Flower and the object store's client are small enough to share it.
+FROM base AS teacher
+RUN pip install --constraint constraints.txt '.[flower,s3]'
+USER factory
+CMD ["celery", "-A", "factory", "worker", "-Q", "teacher"]
+
+# cpu: the target model without a GPU, and the reduction.
+FROM base AS cpu
+# TORCH_INDEX_URL: PyTorch's index of CPU wheels; without it the image carries CUDA, which is 3 GB of nothing.
+ARG TORCH_INDEX_URL=
+RUN pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch \
+ && pip install --constraint constraints.txt '.[target,flower,s3]'
+USER factory
+CMD ["celery", "-A", "factory", "worker", "-Q", "gpu,reduce"]
+
+# gpu: torch's default wheels for Linux bring CUDA; only the driver comes from the host.
+FROM base AS gpu
+RUN pip install --constraint constraints.txt torch \
+ && pip install --constraint constraints.txt '.[gpu,s3]'
+USER factory
+CMD ["celery", "-A", "factory", "worker", "-Q", "gpu"]
