@@ -21,7 +21,7 @@ from factory.prefix import Segment, levels, share_prefixes
 from factory.recipe import Recipe, Rendering, render_in_group, usable_pairs
 from factory.target import Target
 
-BATCH_TOKENS = {"cuda": 16384, "mps": 4096, "cpu": 2048}
+BATCH_TOKENS = {"cuda": 16384, "mps": 4096, "cpu": 1024}
 
 
 @dataclass(frozen=True)

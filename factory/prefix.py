@@ -37,6 +37,8 @@ def share_prefixes(texts: Sequence[Sequence[int]], first_reads: Sequence[int]) -
     the text's own leaf. Returns all segments, parents before children.
     """
     order = sorted(range(len(texts)), key=lambda index: list(texts[index]))
+    if not order:
+        return []
     segments: list[Segment] = []
     _grow(order, None, texts, first_reads, segments)
     return segments
