@@ -1,0 +1,61 @@
+"""A few seeds of the chaos suite; ``make chaos`` runs as many as you like."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.chaos.faults import ALL, DUPLICATES, ENQUEUER, MIXED
+from tests.conftest import ROOT
+
+
+def break_things(*words, timeout=280):
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", "--json", "--jobs", "3", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert ended.stdout.strip(), ended.stderr[-2000:]
+    return json.loads(ended.stdout.splitlines()[-1])["rows"]
+
+
+def hold(rows):
+    for row in rows:
+        seeds = row["seeds"]
+        kept = {name: row[name] for name in ("completed", "body_once", "pairs_right", "bit_equal")}
+        assert kept == dict.fromkeys(kept, seeds), row
+
+
+def test_a_run_survives_what_plain_chords_do_not_and_gives_the_same_bytes():
+    """A flushed broker, a dead enqueuer, deaths at the two worst lines, duplicates, and a mixture."""
+    chosen = [
+        "broker flushed",
+        "killed between result and count",
+        "killed between claim and body",
+        DUPLICATES,
+        ENQUEUER,
+        MIXED,
+    ]
+    hold(break_things("--seeds", "1", *(word for fault in chosen for word in ("--fault", fault))))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_fault_is_survived_with_three_seeds():
+    rows = break_things("--seeds", "3", "--first", "1000", timeout=880)
+    assert [row["fault"] for row in rows] == ALL
+    hold(rows)
+
+
+@pytest.mark.slow
+def test_a_batch_that_kills_its_worker_every_time_is_given_up_after_three_tries():
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.chaos.poison"], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found == {"state": "done", "deaths": 3, "extracted": 44, "reasons": {"worker_died": 4}, "pairs_failed": 4}
