@@ -1,0 +1,132 @@
+"""Rewrite the generated parts of the documents: the file tree, the help texts, the table of settings.
+
+``python docs/refresh.py`` rewrites, ``python docs/refresh.py --check`` only compares (exit status 1
+where a part is stale). A part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from pydantic import BaseModel
+
+from factory.cli import COMMANDS, svf
+from factory.config import Settings
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "commands.md")
+PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+WIDTH = 100
+OTHERS = {
+    "celeryconfig.py": None,
+    "config.yaml": "every setting with its unit and default",
+    "config_cpu.yaml": "the settings of a laptop: no key, no GPU, no hub",
+    "datasets/": "starter pairs of the three built-in styles, written for this project",
+    "questions/": "default.txt, from which pairs are written; heldout.txt, for evaluation; disjoint",
+    "tests/": "pytest; 'make test' runs all but the slow ones",
+    "benchmarks/": "speed of extraction, of orchestration and of rate limits",
+    "examples/": "programs that use the library",
+    "docs/": "design, formats, operations, decisions",
+    "Makefile": "make demo, make test, make lint, make chaos",
+    "docker-compose.yml": "broker, workers, Flower on one host or several",
+    ".ci/run": "what a change must pass",
+}
+
+
+def first_line(path: Path) -> str:
+    """The first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.split("\n", maxsplit=1)[0].removesuffix(".")
+
+
+def tree() -> str:
+    """The files, each with what it is for."""
+    rows: list[tuple[str, str]] = []
+    for package in ("factory", "workers"):
+        rows.append((f"{package}/", first_line(ROOT / package / "__init__.py")))
+        rows += [(f"  {path.name}", first_line(path)) for path in modules(ROOT / package)]
+        if package == "factory":
+            commands = ", ".join(path.stem for path in modules(ROOT / "factory" / "commands"))
+            rows.append(("  commands/", f"the commands of svf: {commands}"))
+            rows.append(("  data/", "the built-in styles, one YAML file each"))
+    rows += [(name, what or first_line(ROOT / name)) for name, what in OTHERS.items()]
+    width = max(len(name) for name, _ in rows) + 2
+    return "```text\n" + "".join(f"{name:<{width}}{what}\n" for name, what in rows) + "```\n"
+
+
+def modules(folder: Path) -> list[Path]:
+    """A package's modules by name."""
+    return [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+
+
+def context(command: click.Command, name: str) -> click.Context:
+    """A context that gives the same help text on every terminal."""
+    return click.Context(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH)
+
+
+def overview() -> str:
+    """``svf --help``."""
+    return f"```text\n{svf.get_help(context(svf, 'svf'))}\n```\n"
+
+
+def commands() -> str:
+    """The help text of every command."""
+    group = context(svf, "svf")
+    parts = []
+    for name in COMMANDS:
+        command = svf.get_command(group, name)
+        assert command is not None, name
+        parts.append(f"## svf {name}\n\n```text\n{command.get_help(context(command, f'svf {name}'))}\n```\n")
+    return "\n".join(parts)
+
+
+def settings() -> str:
+    """Every setting with its default and what it means."""
+    return "| key | default | meaning |\n|---|---|---|\n" + "".join(rows_of(Settings, ""))
+
+
+def rows_of(section: type[BaseModel], prefix: str) -> list[str]:
+    """The table's rows of one section, those of inner sections after its own."""
+    own, inner = [], []
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            inner += rows_of(type(field.default), f"{name}.")
+            continue
+        default = json.dumps(field.default, ensure_ascii=False)
+        own.append(f"| `{prefix}{name}` | `{default}` | {field.description} |\n")
+    return own + inner
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "tree": tree,
+    "overview": overview,
+    "commands": commands,
+    "settings": settings,
+}
+
+
+def refreshed(text: str) -> str:
+    """``text`` with its generated parts as they should be now."""
+    return PART.sub(lambda part: part[1] + PARTS[part[2]]() + part[4], text)
+
+
+def main() -> int:
+    """Refresh the documents, or say which are stale."""
+    stale = [path for path in DOCUMENTS if refreshed(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")]
+    if "--check" in sys.argv:
+        print("\n".join(f"{path.relative_to(ROOT)} is stale: python docs/refresh.py" for path in stale))
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"{path.relative_to(ROOT)} refreshed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
