@@ -118,7 +118,9 @@ def refreshed(text: str) -> str:
 
 def main() -> int:
     """Refresh the documents, or say which are stale."""
-    stale = [path for path in DOCUMENTS if refreshed(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")]
+    stale = [
+        path for path in DOCUMENTS if refreshed(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")
+    ]
     if "--check" in sys.argv:
         print("\n".join(f"{path.relative_to(ROOT)} is stale: python docs/refresh.py" for path in stale))
         return 1 if stale else 0
