@@ -31,6 +31,7 @@ DEFAULT_STORE = "runs"
 RUN_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 STORE_RETRIES = 6  # 2 + 4 + ... s: about two minutes
 LONGEST_PAUSE = 60  # s; below the visibility timeout, or the message would be delivered twice
+LONGEST_LOAD = 7200  # s
 Work = Callable[[Ledger, str, int, Settings], None]
 
 
@@ -88,6 +89,9 @@ def _try_again(task: Task, error: Exception) -> NoReturn:
         raise error from None
 
 
+_warm: set[str] = set()  # kinds of work that this worker has done once
+
+
 def run_batch(task: Task, run: str, style: str, number: int, work: Work) -> None:
     """Do ``work`` on one batch, unless its style has ended or the batch has killed its workers.
 
@@ -108,8 +112,11 @@ def run_batch(task: Task, run: str, style: str, number: int, work: Work) -> None
             log.error("batch %d: ended its worker %d times and is given up", number, MAX_TRIES)
             ledger.give_up(style, number, "worker_died")
             return
-        with attempts.one(), time_limit(settings.visibility_timeout * 0.9, f"batch {number} of style {style!r}"):
+        # The first batch of a worker also fetches and loads the model, which takes as long as it takes.
+        limit = settings.visibility_timeout * 0.9 if work.__name__ in _warm else LONGEST_LOAD
+        with attempts.one(), time_limit(limit, f"batch {number} of style {style!r}"):
             work(ledger, style, number, settings)
+        _warm.add(work.__name__)
 
 
 @contextmanager
