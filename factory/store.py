@@ -13,6 +13,7 @@ import os
 import posixpath
 import re
 import uuid
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -65,18 +66,38 @@ class Store:
         path = self.path(key)
         try:
             if self.is_local:
-                self._write_local(path, content)
+                self._write_local(path, (content,))
             else:
                 self.files.pipe_file(path, content)  # one request: object stores are atomic by object
         except OSError as error:
             raise StoreError(f"store {self.url!r} cannot be written: {error}") from error
 
-    def _write_local(self, path: str, content: bytes) -> None:
+    def write_pieces(self, key: str, pieces: Iterable[bytes]) -> str:
+        """Like :meth:`write`, for content that need not fit into memory; returns its SHA-256."""
+        path = self.path(key)
+        digest = hashlib.sha256()
+
+        def seen() -> Iterator[bytes]:
+            for piece in pieces:
+                digest.update(piece)
+                yield piece
+
+        try:
+            if self.is_local:
+                self._write_local(path, seen())
+            else:
+                with self.files.open(path, "wb") as file:  # object stores show an object when it is closed
+                    file.writelines(seen())
+        except OSError as error:
+            raise StoreError(f"store {self.url!r} cannot be written: {error}") from error
+        return digest.hexdigest()
+
+    def _write_local(self, path: str, pieces: Iterable[bytes]) -> None:
         os.makedirs(posixpath.dirname(path), exist_ok=True)
         temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with open(temporary, "wb") as file:
-                file.write(content)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
