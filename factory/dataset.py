@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from statistics import mean, median
 from typing import Any
 
 from factory.artifacts import get_pairs
 from factory.errors import StoreError
-from factory.pairs import ContrastivePair, format_dataset, sha256_of
+from factory.pairs import ContrastivePair
 from factory.run import Ledger, StyleRun
 from factory.spending import price_source
 
@@ -46,34 +46,42 @@ def teacher_model(ledger: Ledger, part: StyleRun) -> str:
 def write_dataset(ledger: Ledger, style: str) -> str:
     """Put a style's dataset, its manifest and its rejected pairs into the store; returns the dataset's SHA-256."""
     part = ledger.spec.style_run(style)
-    pairs: list[ContrastivePair] = []
+    words: list[tuple[int, int]] = []
     rejected: list[dict[str, Any]] = []
-    for batch in ledger.batches(style):
+    for batch in ledger.batches(style):  # twice, as a style's pairs need not fit into memory
         good, bad = batch_of(ledger, style, batch.number)
-        pairs, rejected = pairs + good, rejected + bad
+        words += [(len(pair.positive_response.split()), len(pair.negative_response.split())) for pair in good]
+        rejected += bad
     known = {key: value for key, value in part.dataset_metadata.items() if key not in ("type", "total_pairs")}
     metadata = known | {
         "style_name": style,
         "description": part.style.description,
-        "total_pairs": len(pairs),
+        "total_pairs": len(words),
         "model_used": teacher_model(ledger, part),
-        "lengths": length_statistics(pairs),
+        "lengths": length_statistics(words),
     }
-    content = format_dataset(pairs, metadata)
-    digest = sha256_of(content)
-    ledger.store.write(ledger.dataset_key(style), content.encode())
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(ledger, style, metadata))
+    digest = ledger.store.write_pieces(ledger.dataset_key(style), (line.encode() for line in lines))
     if rejected:
-        lines = [json.dumps({"style": style, **line}, ensure_ascii=False) + "\n" for line in rejected]
-        ledger.store.write(ledger.rejected_key(style), "".join(lines).encode())
+        reasons = [json.dumps({"style": style, **line}, ensure_ascii=False) + "\n" for line in rejected]
+        ledger.store.write(ledger.rejected_key(style), "".join(reasons).encode())
     if part.from_teacher:
-        ledger.store.write_json(ledger.manifest_key(style), manifest(ledger, part, len(pairs), rejected, digest))
+        ledger.store.write_json(ledger.manifest_key(style), manifest(ledger, part, len(words), rejected, digest))
     return digest
 
 
-def length_statistics(pairs: Sequence[ContrastivePair]) -> dict[str, Any]:
-    """Words of the positive and negative answers, and their ratio: long positives teach length, not style."""
-    positives = [len(pair.positive_response.split()) for pair in pairs] or [0]
-    negatives = [len(pair.negative_response.split()) for pair in pairs] or [0]
+def _lines(ledger: Ledger, style: str, metadata: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A dataset's lines as :func:`factory.pairs.format_dataset` has them, one batch in memory at a time."""
+    yield {"type": "metadata", **metadata}
+    for batch in ledger.batches(style):
+        for pair in batch_of(ledger, style, batch.number)[0]:
+            yield pair.to_json()
+
+
+def length_statistics(words: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Words of each pair's positive and negative answer, and their ratio: long positives teach length, not style."""
+    positives = [positive for positive, _ in words] or [0]
+    negatives = [negative for _, negative in words] or [0]
     ratios = [up / max(1, down) for up, down in zip(positives, negatives, strict=True)]
     return {
         "positive_words": {"mean": round(mean(positives), 1), "median": median(positives)},
