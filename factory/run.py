@@ -171,6 +171,7 @@ class Ledger:
         self.store = store
         self.run_id = run_id
         self._seen: dict[str, dict[str, Any]] = {}  # entries never change: each is read once
+        self._config: dict[str, Any] | None = None
 
     @property
     def spec(self) -> RunSpec:
@@ -202,6 +203,10 @@ class Ledger:
             entry = self.store.read_json(key)
             if entry is None:
                 return None
+            config = entry.get("config")  # the same for every batch: kept once
+            if config is not None and config == self._config:
+                entry["config"] = self._config
+            self._config = entry.get("config")
             self._seen[key] = entry
         return self._seen[key]
 
