@@ -53,6 +53,7 @@ def measure(n_calls: int, per_minute: int, folder: Path) -> dict[str, float]:
             "FACTORY_BROKER_URL": broker,
             "FACTORY_STORE": str(folder / "runs"),
             "FACTORY_REQUESTS_PER_MINUTE": str(per_minute),
+            "FACTORY_API_DELAY": "null",  # whatever a config.yaml here says
             "OMP_NUM_THREADS": "1",
         }
         os.environ.update(environment)

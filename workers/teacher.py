@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import time
-from functools import partial
 from typing import NoReturn
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore
 
 from factory.cluster import pause_run
+from factory.config import Settings
 from factory.errors import FactoryError, RunPaused, TeacherBusy, TeacherPaced
+from factory.run import Ledger
 from factory.steps import write_step
 from workers.step import machine_settings, run_batch, step_of
 
@@ -25,8 +26,12 @@ def write_pairs(task: Task, run: str, style: str, number: int, failing_since: fl
 
     ``failing_since``: when the errors began that this task has met at every try (Unix time).
     """
+
+    def write(ledger: Ledger, style: str, number: int, settings: Settings) -> None:
+        write_step(ledger, style, number, settings, str(task.app.conf.broker_url))
+
     try:
-        run_batch(task, run, style, number, partial(write_step, broker_url=str(task.app.conf.broker_url)))
+        run_batch(task, run, style, number, write)
     except TeacherPaced as error:
         # Back before those who wait in their threads are through, or the allowance goes unused.
         _come_back(task, (error.retry_after or 1.0) * random.uniform(0.3, 0.7), error, None)
