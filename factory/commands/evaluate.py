@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from factory.commands.options import config_option, json_option, open_job
+from factory.commands.options import config_option, hide_loading_bar, json_option, open_job
 from factory.config import Settings
 from factory.plan import plan_evaluation
 from factory.styles import Style, load_style
@@ -95,6 +95,7 @@ def _target(name: str, settings: Settings) -> Target:
 
     from factory.target import load_target
 
+    hide_loading_bar()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     trusted = settings.trust_remote_code

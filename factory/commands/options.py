@@ -85,3 +85,10 @@ def job_options(command: Command) -> Command:
         return command(Job(configuration, output, limit), **rest)
 
     return wrapped  # type: ignore[return-value]
+
+
+def hide_loading_bar() -> None:
+    """Keep transformers' own bar off the terminal: the command shows what it is doing."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from factory.commands.options import config_option, json_option, open_job
+from factory.commands.options import config_option, hide_loading_bar, json_option, open_job
 
 
 @click.command()
@@ -104,6 +104,7 @@ def steer(
 
     settings = open_job(config_file).settings
     loaded = SteeringVector.load(vector)
+    hide_loading_bar()
     with Console(stderr=True).status(f"loading {loaded.model_name}"):
         target = load_target(loaded.model_name, settings.device, dtype=settings.dtype)
     strengths = strength or (None,)
