@@ -74,6 +74,8 @@ def ask(target: Target, questioning: Questioning, store: Store) -> list[str]:
 @torch.inference_mode()
 def perplexities(target: Target, questions: Sequence[str], answers: Sequence[str]) -> list[float | None]:
     """How surprised the unsteered model is by each answer: exp of the mean loss a token; None if empty."""
+    if not answers:
+        return []
     prompts = [[*target.prompt_ids(as_messages(question)), target.neutral_id] for question in questions]
     said = [target.text_ids(answer) for answer in answers]
     ids, mask = left_padded(target, [prompt + answer for prompt, answer in zip(prompts, said, strict=True)])

@@ -34,6 +34,7 @@ from factory.target import Target
 from factory.vector import SteeringVector
 
 SURPRISED = ("unsteered", "prompted", "steered")  # parts whose perplexity is measured
+SAMPLE = 12  # answers whose perplexity is measured: reading them costs as much as giving them
 STRONG = 0.3  # gain in the share of answers in the style from which a vector "steers"
 
 ENOUGH = math.log(0.5)  # log-probability of the openings above which more strength adds loops only
@@ -94,7 +95,7 @@ class Examiner:
     def _read_all(self) -> list[dict[str, Any]]:
         probe = Probe(self.target, self.style, self.spec.probe_questions)
         readings = [probe.read(self.vector, setting) for setting in self._usable_settings()]
-        return [reading.to_json() for reading in rank(readings)]
+        return [reading.to_json() for reading in rank(readings, self.spec.cells)]
 
     def _usable_settings(self) -> list[Setting]:
         """The sweep without layer sets that this vector does not hold."""
@@ -125,7 +126,8 @@ class Examiner:
         """One state of the model, on the questions kept for measuring."""
         questioning = Questioning(self.spec.questions, self.spec.max_new_tokens, steering, system)
         answers = ask(self.target, questioning, self.store)
-        surprise = perplexities(self.target, self.spec.questions, answers) if part in SURPRISED else []
+        sample = slice(SAMPLE if part in SURPRISED else 0)
+        surprise = perplexities(self.target, self.spec.questions[sample], answers[sample])
         return {"figures": score(answers, self.style, surprise), "answers": questioning.key(self.target)}
 
     def _steering(self, part: str, setting: Setting) -> Steering:
@@ -145,14 +147,20 @@ class Examiner:
         return {"n": len(questions), **shares}
 
 
-def rank(readings: Sequence[Reading]) -> list[Reading]:
-    """The readings, those first whose settings deserve real answers.
+def rank(readings: Sequence[Reading], count: int) -> list[Reading]:
+    """The readings, those ``count`` first whose settings deserve real answers.
 
     Openings become likelier with strength until the model only loops, which the gate cannot see.
     Measured: around a probability of one half most answers are in the style, above it only loops
-    are gained. So the settings nearest to one half come first, whichever layers they have.
+    are gained. So the settings nearest to one half come first, whichever layers they have; the last
+    place goes to the weakest strength, in case that all others loop.
     """
-    return sorted(readings, key=lambda reading: abs(reading.openings - ENOUGH))
+    ranked = sorted(readings, key=lambda reading: abs(reading.openings - ENOUGH))
+    weakest = min(ranked, key=lambda reading: abs(reading.setting.strength))
+    if count > 1 and weakest not in ranked[:count]:
+        ranked.remove(weakest)
+        ranked.insert(count - 1, weakest)
+    return ranked
 
 
 def random_like(vector: SteeringVector) -> SteeringVector:
@@ -238,7 +246,7 @@ def conclude(
         marker_gain=marker_gain,
         marker_interval=marker_interval,
         verdict=verdict,
-        advice=advice,
+        advice=_advise(advice, verdict, done["prompted"]["figures"]["share"]),
         measured={part: summary(done[part]["figures"]) for part in (*BASELINES, "steered", "random", "negated")},
         cells=[{**_without_gate(cell), "figures": summary(cell["figures"])} for cell in cells_of(done)],
         gate=done["cell-0"]["gate"],
@@ -251,6 +259,13 @@ def conclude(
             "max_loops": spec.max_loops,
         },
     )
+
+
+def _advise(advice: str, verdict: str, prompted: float) -> str:
+    """The advice, and whether the model shows the style at all when it is asked for it in words."""
+    if verdict == "no effect" and prompted < STRONG:
+        return f"{advice} Even asked for it in words, this model shows the style in {prompted:.0%} of answers."
+    return advice
 
 
 def _without_gate(cell: Entry) -> Entry:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.bootstrap import bootstrap_interval
-from factory.config import EvaluationSettings, OutputSettings, Settings
+from factory.config import Settings
 from factory.errors import ConfigError, StoreError
 from factory.evaluate import (
     Examiner,
@@ -23,18 +23,18 @@ from factory.evaluate import (
     random_like,
     specificity_of,
 )
-from factory.evaluation_steps import conclude_step, evaluate_step, give_up_evaluation, missing_parts
+from factory.evaluation_steps import conclude_step, evaluate_step, give_up_evaluation
 from factory.fluency import distinct_ngrams, is_looping
-from factory.plan import plan_evaluation, plan_run
+from factory.plan import plan_evaluation
 from factory.probe import Probe, apply_setting
 from factory.run import EvaluationSpec, Ledger
 from factory.score import gain, score
 from factory.setting import Setting
 from factory.steer import Steering, as_messages, generate_batch
-from factory.steps import extract_step, reduce_step
 from factory.store import Store
 from factory.styles import Style, load_style
 from factory.vector import SteeringVector
+from tests.evaluated import do_evaluation, make_run
 
 STRONG = 400.0
 QUESTIONS = tuple(f"Why does thing number {number} matter?" for number in range(12))
@@ -250,31 +250,8 @@ def test_each_styles_markers_are_counted_on_the_same_answers():
 @pytest.fixture
 def run(target_folder, tmp_path, store):
     """A run of one style on the tiny model, made up to its vector."""
-    settings = Settings(
-        target_model=str(target_folder),
-        device="cpu",
-        load_in_8bit=False,
-        styles=["step_by_step_reasoning"],
-        extraction_config={"target_layers": "all", "recipe": "response_last"},
-        output_config=OutputSettings(),
-        evaluation=EvaluationSettings(
-            limit=4, choice_limit=3, probe_limit=2, cells=2, strengths=[1, 9], positions=[1], max_new_tokens=8
-        ),
-    )
-    plan = plan_run(settings, store, tmp_path, limit=6)
-    ledger = Ledger(store, plan.spec.run_id)
-    ledger.create(plan.spec, plan.batches)
-    style = settings.styles[0]
-    for number in ledger.missing_numbers(style):
-        extract_step(ledger, style, number, settings)
-    reduce_step(ledger, style)
-    return ledger, style, settings
-
-
-def do_evaluation(ledger, style, settings):
-    for checks in (False, True):
-        for number in missing_parts(ledger, style, checks=checks):
-            evaluate_step(ledger, style, number, settings)
+    ledger, settings = make_run(target_folder, tmp_path, store, ["step_by_step_reasoning"])
+    return ledger, settings.styles[0], settings
 
 
 def test_a_style_is_done_only_after_its_evaluation(run):

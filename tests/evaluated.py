@@ -1,0 +1,51 @@
+"""A run on a tiny model, made step by step in this process: to its vectors, and to its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from factory.config import EvaluationSettings, Settings
+from factory.evaluation_steps import conclude_step, evaluate_step, missing_parts
+from factory.plan import plan_run
+from factory.run import Ledger
+from factory.steps import extract_step, reduce_step
+from factory.store import Store
+
+SWEEP = EvaluationSettings(
+    limit=4, choice_limit=3, probe_limit=2, cells=2, strengths=[1, 9], positions=[1], max_new_tokens=8
+)
+
+
+def make_run(target_folder: Path, output: Path, store: Store, styles: Sequence[str]) -> tuple[Ledger, Settings]:
+    """A run of ``styles`` whose vectors are made and not evaluated yet."""
+    settings = Settings(
+        target_model=str(target_folder),
+        device="cpu",
+        load_in_8bit=False,
+        styles=list(styles),
+        extraction_config={"target_layers": "all", "recipe": "response_last"},
+        evaluation=SWEEP,
+    )
+    plan = plan_run(settings, store, output, limit=6)
+    ledger = Ledger(store, plan.spec.run_id)
+    ledger.create(plan.spec, plan.batches)
+    for style in styles:
+        for number in ledger.missing_numbers(style):
+            extract_step(ledger, style, number, settings)
+        reduce_step(ledger, style)
+    return ledger, settings
+
+
+def do_evaluation(ledger: Ledger, style: str, settings: Settings) -> None:
+    """Every part of a style's evaluation that is missing."""
+    for checks in (False, True):
+        for number in missing_parts(ledger, style, checks=checks):
+            evaluate_step(ledger, style, number, settings)
+
+
+def finish_run(ledger: Ledger, settings: Settings) -> None:
+    """Evaluate every style and write the verdicts."""
+    for style in settings.styles:
+        do_evaluation(ledger, style, settings)
+        conclude_step(ledger, style)
