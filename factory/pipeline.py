@@ -14,7 +14,7 @@ from factory.errors import StyleFailed
 from factory.extract import Differences, Rejection, extract_batch
 from factory.layers import parse_layers
 from factory.pairs import ContrastivePair, cut_batches, sha256_of
-from factory.recipe import Recipe, as_recipe
+from factory.recipe import CIRCLE, Recipe, as_recipe
 from factory.statistics import FirstPass, SecondPass, summarize
 from factory.target import Target
 from factory.vector import SteeringVector
@@ -64,11 +64,12 @@ def reduce_differences(batches: Callable[[], Iterable[Differences]], origin: Ori
     Raises:
         StyleFailed: no pair could be read; lists the reasons.
     """
+    shared = CIRCLE if origin.extraction_config["recipe"] == "fewshot" else 1
     first: FirstPass | None = None
     rejected: list[Rejection] = []
     for batch in batches():
         shape = batch.values.shape
-        first = first or FirstPass.start((shape[1], shape[2], shape[3]))
+        first = first or FirstPass.start((shape[1], shape[2], shape[3]), block=shared)
         first.add(batch)
         rejected += batch.rejected
     if first is None or not first.total.count:

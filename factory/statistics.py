@@ -33,31 +33,36 @@ def reliability(split_half: float) -> float:
 
 @dataclass
 class FirstPass:
-    """Sums of all differences, of every second one, and of squares."""
+    """Sums of all differences, of two halves of them, and of squares."""
 
     total: PartialSum
     halves: tuple[PartialSum, PartialSum]
     squares: Tensor  # float64 [n_layers, n_kv_heads, head_dim], of values
+    block: int
     convergence: list[tuple[int, float]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, shape: tuple[int, int, int]) -> FirstPass:
-        """Nothing seen yet; ``shape`` is [n_layers, n_kv_heads, head_dim]."""
+    def start(cls, shape: tuple[int, int, int], block: int = 1) -> FirstPass:
+        """Nothing seen yet; ``shape`` is [n_layers, n_kv_heads, head_dim].
+
+        ``block`` neighbours go to the same half: pairs that were read with the same examples
+        agree for that reason alone, and would make two halves look more alike than they are.
+        """
         zeros = torch.zeros(*shape, dtype=torch.float64)
-        return cls(PartialSum.zero(shape), (PartialSum.zero(shape), PartialSum.zero(shape)), zeros)
+        return cls(PartialSum.zero(shape), (PartialSum.zero(shape), PartialSum.zero(shape)), zeros, block)
 
     def add(self, batch: Differences) -> None:
         """Take one batch, in its fixed order."""
         for keys, values in zip(batch.keys, batch.values, strict=True):
-            half = self.halves[self.total.count % 2]
+            half = self.halves[self.total.count // self.block % 2]
             self.total.add(keys[None], values[None])
             half.add(keys[None], values[None])
             self.squares += values.double().square()
-            if _is_checkpoint(self.total.count):
+            if _is_checkpoint(self.total.count) and self.halves[1].count:
                 self.convergence.append((self.total.count, self.split_half()))
 
     def split_half(self) -> float:
-        """Cosine between the sums of every other pair (values)."""
+        """Cosine between the two halves' sums (values); 0 while there is no second half."""
         return cosine(self.halves[0].values, self.halves[1].values)
 
     def standard_error(self) -> Tensor:
