@@ -9,10 +9,9 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 
-from factory.commands.options import config_option, hide_loading_bar, json_option, open_job
+from factory.commands.options import json_option
 
 
 @click.command()
@@ -80,54 +79,3 @@ def _ranges(layers: list[int]) -> str:
         else:
             parts.append([layer])
     return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
-
-
-@click.command()
-@click.argument("vector", type=click.Path(path_type=Path))
-@click.option("--prompt", "-p", "prompts", multiple=True, required=True, help="Question to ask; repeatable.")
-@click.option("--strength", type=float, multiple=True, help="Strength of the vector; repeatable [default: its own].")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=120, show_default=True)
-@config_option
-@json_option
-def steer(
-    vector: Path,
-    prompts: tuple[str, ...],
-    strength: tuple[float, ...],
-    max_new_tokens: int,
-    config_file: Path | None,
-    as_json: bool,
-) -> int:
-    """Ask with and without VECTOR, answers side by side."""
-    from factory.steer import generate
-    from factory.target import load_target
-    from factory.vector import SteeringVector
-
-    settings = open_job(config_file).settings
-    loaded = SteeringVector.load(vector)
-    hide_loading_bar()
-    with Console(stderr=True).status(f"loading {loaded.model_name}"):
-        target = load_target(loaded.model_name, settings.device, dtype=settings.dtype)
-    strengths = strength or (None,)
-    rows = []
-    for prompt in prompts:
-        answers = {"unsteered": generate(target, prompt, max_new_tokens=max_new_tokens)}
-        for value in strengths:
-            name = "steered" if value is None else f"strength {value:g}"
-            answers[name] = generate(target, prompt, vector=loaded, strength=value, max_new_tokens=max_new_tokens)
-        rows.append({"prompt": prompt, "answers": answers})
-    if as_json:
-        click.echo(json.dumps(rows, ensure_ascii=False))
-    else:
-        _side_by_side(rows)
-    return 0
-
-
-def _side_by_side(rows: list[dict[str, Any]]) -> None:
-    console = Console(highlight=False)
-    for row in rows:
-        console.print(f"\n[bold]{row['prompt']}[/bold]")
-        grid = Table.grid(expand=True, padding=(0, 1))
-        for _ in row["answers"]:
-            grid.add_column(ratio=1)
-        grid.add_row(*(Panel(answer, title=name) for name, answer in row["answers"].items()))
-        console.print(grid)
