@@ -42,7 +42,11 @@ def sam_template(style: Style, vector: SteeringVector) -> dict[str, Any]:
             "pairs_used": known.get("pairs_used"),
             "split_half_cosine": known.get("quality", {}).get("split_half_cosine"),
             "recommended_strength": known.get("recommended_strength"),
+            "recommended_layers": known.get("recommended_layers"),
+            "recommended_positions": known.get("recommended_positions"),
             "effectiveness_score": known.get("effect"),
+            "effectiveness_interval": known.get("interval"),
+            "verdict": known.get("verdict"),
             "factory_version": known.get("factory_version"),
         },
     }
