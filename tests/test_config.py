@@ -179,7 +179,7 @@ def test_every_key_can_be_set_by_a_variable_with_its_own_default(key):
 
 def test_no_default_of_a_setting_is_written_twice():
     """The literal defaults of names and models stand in config.py alone."""
-    for default in ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "gpt-6-luna", "sam/assets/steering_vectors"):
+    for default in ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "sam/assets/steering_vectors"):
         homes = [
             path.name
             for path in (ROOT / "factory").rglob("*.py")
