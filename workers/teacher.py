@@ -17,6 +17,7 @@ from factory.steps import write_step
 from workers.step import machine_settings, run_batch, step_of
 
 LONGEST_WAIT = 120.0  # s, and a third of the visibility timeout, beyond which the message would be delivered twice
+TROUBLE = "svf:teacher"  # Redis hash: kind of trouble -> count
 LONGEST_TROUBLE = 1800.0  # s that a batch meets nothing but errors; then a person must look
 
 
@@ -36,6 +37,7 @@ def write_pairs(task: Task, run: str, style: str, number: int, failing_since: fl
         # Back before those who wait in their threads are through, or the allowance goes unused.
         _come_back(task, (error.retry_after or 1.0) * random.uniform(0.3, 0.7), error, None)
     except TeacherBusy as error:
+        count_trouble(task, "rate_limited" if error.retry_after else "error")
         since = failing_since or time.time()
         trouble = time.time() - since
         if trouble > LONGEST_TROUBLE:
@@ -47,6 +49,11 @@ def write_pairs(task: Task, run: str, style: str, number: int, failing_since: fl
         _come_back(task, max(wait, (error.retry_after or 0.0) + random.uniform(0.1, 1.0)), error, since)
     except RunPaused:
         raise Ignore from None  # neither done nor failed: 'svf resume' sends it again
+
+
+def count_trouble(task: Task, kind: str) -> None:
+    """Count that the teacher set a batch back, for ``svf metrics``."""
+    task.app.backend.client.hincrby(TROUBLE, kind, 1)
 
 
 def _come_back(task: Task, wait: float, error: FactoryError, failing_since: float | None) -> NoReturn:
