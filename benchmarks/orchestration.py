@@ -97,7 +97,9 @@ def write_pairs(folder: Path, count: int) -> None:
 
 def run_factory(cluster, count: int) -> dict[str, float]:
     """A run of ``count`` pairs; seconds of its parts."""
-    write_pairs(cluster.folder, count)
+    cluster.reap(
+        cluster.fork("write", lambda: write_pairs(cluster.folder, count)), 300
+    )  # what grows here, forks inherit
 
     def enqueue() -> None:
         from factory.config import load_settings

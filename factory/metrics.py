@@ -68,7 +68,7 @@ class ClusterFigures(Collector):
         yield _gauge("svf_unacked_oldest_seconds", "How long the oldest of them is held", held)
         yield _gauge("svf_broker_memory_bytes", "Memory of the broker", self.client.info("memory")["used_memory"])
         yield self._counts("svf_guard_repairs", "What the guard repaired", "kind", REPAIRS)
-        yield self._counts("svf_teacher_trouble", "Calls that the teacher refused for now (429, 5xx)", "kind", TROUBLE)
+        yield self._counts("svf_teacher_trouble", "Times that the teacher set a batch back", "kind", TROUBLE)
 
     def _counts(self, name: str, about: str, label: str, key: str) -> Metric:
         family = CounterMetricFamily(name, about, labels=[label])
