@@ -44,7 +44,7 @@ def fixed_differences() -> None:
 
     key = "batches/fixed.safetensors"
     known: set[str] = set()
-    config = {"target_layers": list(range(8, 16)), "dtype": "float32", "model_revision": "fixed"}
+    config = {"target_layers": list(range(8, 16)), "dtype": "float32", "model_revision": "fixed", "recipe": "fewshot"}
 
     def extract(ledger, style, number, settings) -> None:
         if ledger.entry(style, "extracted", number):
