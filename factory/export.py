@@ -25,6 +25,21 @@ def vector_path(output: Path, style: str) -> Path:
     return output / "steering_vectors" / f"{style}.pt"
 
 
+def run_path(vector: Path) -> Path:
+    """Where the facts of a vector's run lie that differ from run to run, and so are not in the vector."""
+    return vector.with_name(f"{vector.stem}_run.json")
+
+
+def _about_run(ledger: Ledger, style: str) -> dict[str, Any]:
+    progress = ledger.progress(style)
+    return {
+        "run": ledger.run_id,
+        "peak_memory_mib": progress.peak_memory_mib,
+        "spent_usd": progress.spent_usd,
+        "failed": progress.reasons,
+    }
+
+
 def sam_template(style: Style, vector: SteeringVector) -> dict[str, Any]:
     """What SAM's prompt steerer reads about a style, with what is known of its vector."""
     known = vector.metadata
@@ -69,6 +84,7 @@ def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSet
     write_atomically(dataset_path(output, style.name), dataset)
     write_companions(ledger, style.name, output)
     write_vector(vector, path)
+    write_atomically(run_path(path), json.dumps(_about_run(ledger, style.name), indent=2) + "\n")
     if settings.copy_to_sam_assets:
         write_sam_assets(style, vector, output / settings.sam_assets_dir)
     return path

@@ -159,6 +159,7 @@ class StyleProgress:
     message: str = ""
     parts: int = 0
     evaluated: int = 0
+    peak_memory_mib: int = 0
 
 
 Step = Literal["written", "extracted", "reduced", "evaluated"]
@@ -360,6 +361,7 @@ class Ledger:
             message=result.get("message", "") if result else pause["message"] if pause else "",
             parts=len(self.spec.evaluation.parts) if self.spec.evaluation else 0,
             evaluated=len(self.done_numbers(style, "evaluated")),
+            peak_memory_mib=max((entry.get("peak_memory_mib", 0) for entry in extracted), default=0),
         )
 
     def _key(self, style: str, name: str) -> str:

@@ -138,8 +138,11 @@ def extract_step(ledger: Ledger, style: str, number: int, settings: Settings) ->
     if differences is None:
         differences = extract_rendered(batch, target, layers, batch_tokens=spec.batch_tokens)
         put_differences(ledger.store, key, differences)
-    config = describe_extraction(target, recipe_of(spec), layers)
-    ledger.record(style, "extracted", number, _extraction_entry(key, differences) | {"config": config})
+    facts = {
+        "config": describe_extraction(target, recipe_of(spec), layers),
+        "peak_memory_mib": round(target.peak_memory_mib()),
+    }
+    ledger.record(style, "extracted", number, _extraction_entry(key, differences) | facts)
     log.info("batch %d: %d pairs extracted, %d rejected", number, len(differences.pair_ids), len(differences.rejected))
 
 

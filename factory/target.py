@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import resource
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +74,13 @@ class Target:
         window = longest_window(self.model.config)
         limit = int(getattr(self._text_config, "max_position_embeddings", 2**31))
         return min(limit, window or limit)
+
+    def peak_memory_mib(self) -> float:
+        """The most memory that this process has used so far: on the GPU if the model is there, else its own."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
     @property
     def _text_config(self) -> Any:

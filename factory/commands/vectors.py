@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from factory.commands.options import json_option
+from factory.export import run_path
 
 
 @click.command()
@@ -29,9 +30,18 @@ def show(vectors: tuple[Path, ...], as_json: bool) -> int:
     console = Console(highlight=False)
     for path, vector in zip(vectors, loaded, strict=True):
         console.print(_table(vector, path))
+        _print_run(console, path)
     for names, value in cosines.items():
         console.print(f"cosine {names}: {value:+.3f}")
     return 0
+
+
+def _print_run(console: Console, path: Path) -> None:
+    """What is known of the run that made a vector, if its file lies beside it."""
+    file = run_path(path)
+    if file.is_file():
+        made = json.loads(file.read_text(encoding="utf-8"))
+        console.print(f"made by run {made['run']}, peak memory of its worker {made['peak_memory_mib']:,} MiB\n")
 
 
 def _describe(vector: Any) -> dict[str, Any]:
