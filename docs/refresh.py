@@ -42,7 +42,7 @@ OTHERS = {
 def first_line(path: Path) -> str:
     """The first sentence of a module's docstring."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.split("\n", maxsplit=1)[0].removesuffix(".")
+    return text.split("\n", maxsplit=1)[0].removesuffix(".").replace("``", "")
 
 
 def tree() -> str:
