@@ -122,6 +122,7 @@ class RunSpec(_Frozen):
     min_pairs: int
     max_cost_usd: float | None = None
     keep_differences: bool = False
+    gpu_queue: str = "gpu"
 
     def style_run(self, name: str) -> StyleRun:
         """The part of the run about one style.
