@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from factory.config import Settings
+from factory.config import Settings, model_queue
 from factory.download import count_layers
 from factory.errors import ConfigError
 from factory.layers import check_layers
@@ -115,6 +115,7 @@ def plan_run(
         min_pairs=settings.min_pairs,
         max_cost_usd=settings.max_cost_usd,
         keep_differences=settings.output_config.save_intermediate_files,
+        gpu_queue=model_queue(settings.target_model) if settings.gpu_queue == "model" else "gpu",
     )
     return Plan(spec, batches)
 
