@@ -40,7 +40,9 @@ def conclude_evaluation(task: Task, results: list[None], run: str, style: str) -
 
 def _send_parts(ledger: Ledger, style: str, body: Signature, *, checks: bool) -> None:
     """Send the parts of an evaluation that are still to do, with ``body`` behind them."""
-    header = [evaluate_part.si(ledger.run_id, style, number) for number in missing_parts(ledger, style, checks=checks)]
+    numbers = missing_parts(ledger, style, checks=checks)
+    queue = ledger.spec.gpu_queue
+    header = [evaluate_part.si(ledger.run_id, style, number).set(queue=queue) for number in numbers]
     name, ends_with = ("checks", "result.json") if checks else ("sweep", "chord-checks.json")
     send_chord(ledger, name, header, body, style=style, ends_with=ends_with)
 
