@@ -15,10 +15,10 @@ result_backend = broker_url
 task_serializer = result_serializer = event_serializer = "json"
 accept_content = result_accept_content = ["json"]
 
-# ---- queues: file name in workers/ = queue name; a mistyped -Q is an error, not a new queue
+# ---- queues: file name in workers/ = queue name; gpu.<model> is made when a run asks for it (gpu_queue: model)
 task_queues = [Queue(name, Exchange(name), routing_key=name) for name in ("teacher", "gpu", "reduce")]
 task_default_queue = "reduce"
-task_create_missing_queues = False
+task_create_missing_queues = True  # for gpu.<model>; a mistyped -Q is refused in factory/celery.py
 task_routes = {f"workers.{name}.*": {"queue": name} for name in ("teacher", "gpu", "reduce")}
 
 # ---- losing a worker loses nothing: a task is acknowledged when done, else delivered again

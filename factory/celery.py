@@ -27,6 +27,9 @@ def fit_to_queues(conf: Any, options: dict[str, Any], **_: Any) -> None:
     """Without ``-c``, take as many tasks at a time as the narrowest of the worker's queues bears."""
     queues = options.get("queues") or list(CONCURRENCY)
     names = queues.split(",") if isinstance(queues, str) else list(queues)
+    unknown = [name for name in names if name not in CONCURRENCY and not name.startswith("gpu.")]
+    if unknown:
+        sys.exit(f"factory: no queue {', '.join(unknown)}: there are {', '.join(CONCURRENCY)} and gpu.<model>")
     conf.worker_concurrency = min(CONCURRENCY.get(name.split(".")[0], 1) for name in names)
     chosen = options.get("concurrency") or conf.worker_concurrency
     how = "chosen by -c" if options.get("concurrency") else "fits the queues; -c changes it"

@@ -38,7 +38,6 @@ EXPECTED = {
     "worker_prefetch_multiplier": 1,
     "worker_deduplicate_successful_tasks": False,
     "worker_cancel_long_running_tasks_on_connection_loss": False,
-    "task_create_missing_queues": False,
     "result_backend_always_retry": True,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
@@ -106,6 +105,19 @@ def test_a_worker_says_how_many_tasks_it_takes_and_a_given_number_wins(broker, w
     finally:
         worker.kill()
         worker.wait()
+
+
+def test_a_mistyped_queue_is_refused(tmp_path):
+    words = [sys.executable, "-m", "celery", "-A", "factory", "worker", "-Q", "gpus"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode != 0
+    assert "no queue gpus: there are teacher, gpu, reduce and gpu.<model>" in ended.stderr
+
+
+def test_a_run_that_asks_for_it_gets_a_queue_of_its_model_and_only_its_workers_see_it(svf, client, broker, tmp_path):
+    place = {"FACTORY_BROKER_URL": broker, "FACTORY_STORE": str(tmp_path / "store"), "FACTORY_GPU_QUEUE": "model"}
+    assert svf("enqueue", "-s", STYLE, FACTORY_TARGET_MODEL="Some/Model-7B", **place).status == 0
+    assert (client.llen("gpu"), client.llen("gpu.some-model-7b")) == (0, 3)
 
 
 def test_a_task_that_takes_too_long_is_ended_on_a_thread_and_says_what_to_do():

@@ -34,11 +34,13 @@ class Step(BaseModel):
     args: tuple[Any, ...]
     named: dict[str, Any]
     id: str
+    queue: str | None = None
 
     @property
     def signature(self) -> Signature:
         """The call, with the id it was given first."""
-        return Signature(self.task, self.args, self.named, {"task_id": self.id}, app=app, immutable=True)
+        options = {"task_id": self.id} | ({"queue": self.queue} if self.queue else {})
+        return Signature(self.task, self.args, self.named, options, app=app, immutable=True)
 
 
 class ChordRecord(BaseModel):
@@ -124,7 +126,8 @@ def _steps(member: Signature) -> Iterator[Step]:
     for call in member.tasks if isinstance(member, _chain) else (member,):
         if not call.immutable:
             raise ValueError(f"{call.task}: a chord's header takes immutable signatures, {call.task}.si(...)")
-        yield Step(task=call.task, args=tuple(call.args), named=dict(call.kwargs), id=uuid())
+        queue = call.options.get("queue")
+        yield Step(task=call.task, args=tuple(call.args), named=dict(call.kwargs), id=uuid(), queue=queue)
 
 
 def send_record(ledger: Ledger, record: ChordRecord) -> None:

@@ -121,7 +121,7 @@ def write_style(ledger: Ledger, style: str) -> ChordRecord:
 
 def _batch(ledger: Ledger, style: str, number: int) -> Signature:
     """The task that extracts a batch, behind the one that writes it where it is not written."""
-    extract = extract_batch.si(ledger.run_id, style, number)
+    extract = extract_batch.si(ledger.run_id, style, number).set(queue=ledger.spec.gpu_queue)
     if ledger.batches(style)[number].pairs_key:
         return extract
     return chain(write_pairs.si(ledger.run_id, style, number), extract)
