@@ -85,7 +85,9 @@ def open_counters(broker_url: str) -> redis.Redis | None:
     """The broker's Redis, or None where the broker is of another kind and limits cannot be shared."""
     if not broker_url.startswith(("redis://", "rediss://", "unix://")):
         return None
-    return redis.Redis.from_url(broker_url, socket_timeout=30, health_check_interval=25)
+    # Celery writes CERT_REQUIRED where redis-py reads required.
+    url = re.sub(r"ssl_cert_reqs=(?:CERT_)?(\w+)", lambda found: f"ssl_cert_reqs={found[1].lower()}", broker_url)
+    return redis.Redis.from_url(url, socket_timeout=30, health_check_interval=25)
 
 
 @dataclass(frozen=True)
