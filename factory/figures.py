@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 
 INK = "#010203"  # stands for the page's text colour, and is replaced by it
 COLORS = ("#3b82c4", "#d9822b", "#4f9d69", "#9a6bc4", "#c4536b", "#7a8a99")
-SIZE = (5.0, 3.0)  # inches; small, so that text is readable on a phone
+SIZE = (4.4, 2.9)  # inches; small, so that text is readable on a phone
 
 matplotlib.rcParams.update(
     {
         "svg.fonttype": "none",
         "font.family": "sans-serif",
-        "font.size": 9,
+        "font.size": 10,
         "text.color": INK,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
@@ -34,7 +34,7 @@ matplotlib.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "legend.frameon": False,
-        "legend.fontsize": 8,
+        "legend.fontsize": 9,
     }
 )
 
@@ -106,7 +106,7 @@ def _percent(axes: Axes) -> None:
 
 def compared_figure(name: str, measured: dict[str, dict[str, Any]]) -> str:
     """Unsteered, prompted, steered and the controls: answers in the style, with intervals."""
-    figure, axes = _axes((5.0, 2.4))
+    figure, axes = _axes((SIZE[0], 2.4))
     parts = list(measured)
     shares = [measured[part]["share"] for part in parts]
     lows = [measured[part]["interval"][0] for part in parts]
@@ -133,7 +133,7 @@ def gate_figure(name: str, gate: Sequence[dict[str, Any]]) -> str:
     for reading in gate:
         at = rows.index(_row_of(reading["setting"])), columns.index(reading["setting"]["strength"])
         numbers[at[0]][at[1]] = reading["openings"]
-    figure, axes = _axes((5.0, 1.1 + 0.3 * len(rows)))
+    figure, axes = _axes((SIZE[0], 1.1 + 0.3 * len(rows)))
     _heat(axes, numbers, rows, [f"{column:g}" for column in columns], "{:.1f}")
     axes.set_xlabel("strength")
     words = [f"{_row_of(r['setting'])}, strength {r['setting']['strength']:g}: {r['openings']:.1f}" for r in gate]
@@ -160,12 +160,12 @@ def _heat(axes: Axes, numbers: Any, rows: Sequence[str], columns: Sequence[str],
         for column, number in enumerate(line):
             dark = float(number) < lowest + 0.6 * (highest - lowest)
             color = "white" if dark else "black"
-            axes.text(column, row, text.format(number), ha="center", va="center", color=color, fontsize=8)
+            axes.text(column, row, text.format(number), ha="center", va="center", color=color, fontsize=9)
 
 
 def layers_figure(name: str, norms: Sequence[Sequence[float]], layers: Sequence[int], chosen: Sequence[int]) -> str:
     """Norm of the vector's values at each layer and head: ``norms`` is [n_layers][n_kv_heads]."""
-    figure, axes = _axes((5.0, 2.0))
+    figure, axes = _axes((SIZE[0], 2.0))
     heads = [list(head) for head in zip(*norms, strict=True)]
     image = axes.imshow(heads, cmap="viridis", aspect="auto")
     axes.set_yticks(range(len(heads)), [f"head {head}" for head in range(len(heads))])
@@ -216,7 +216,7 @@ def agreement_figure(name: str, bins: Sequence[int]) -> str:
 
 def matrix_figure(name: str, title: str, rows: Sequence[str], columns: Sequence[str], numbers: Any) -> str:
     """A table of numbers as a heat map, each number written into its cell."""
-    figure, axes = _axes((5.0, 1.2 + 0.45 * len(rows)))
+    figure, axes = _axes((SIZE[0], 1.2 + 0.45 * len(rows)))
     _heat(axes, numbers, [_short(row) for row in rows], [_short(column) for column in columns], "{:.2f}")
     pairs = [(r, c, numbers[i][j]) for i, r in enumerate(rows) for j, c in enumerate(columns)]
     return to_svg(figure, name, title, "; ".join(f"{row} by {column}: {value:.2f}" for row, column, value in pairs))
