@@ -292,3 +292,38 @@ def test_after_a_kill_no_call_is_paid_twice_beyond_those_in_flight(tmp_path):
         assert len(endpoint.paid) == 64
         assert set(repeated) <= {2}
         assert len(repeated) <= 8  # FACTORY_MAX_CONCURRENT_CALLS
+
+
+@pytest.mark.slow
+def test_a_paused_generate_says_why_and_goes_on_here_without_paying_again(svf, tmp_path, target_folder):
+    (tmp_path / "styles").mkdir()
+    (tmp_path / "styles" / "steps.yaml").write_text(STYLE)
+    usual = 100 * PRICE["input"] / 1e6 + 60 * PRICE["output"] / 1e6
+    with running_endpoint(delay=0.05) as endpoint:
+        config = {
+            "styles": ["steps"],
+            "styles_dir": "styles",
+            "base_url": endpoint.base_url,
+            "teacher_model": "counted",
+            "target_model": str(target_folder),
+            "device": "cpu",
+            "load_in_8bit": False,
+            "pricing": PRICE,
+            "max_response_tokens": 100,
+            "max_cost_usd": 10 * usual,
+            "extraction_config": {"target_layers": "all", "batch_size": 3},
+            "output_config": {"generate_analysis_reports": False},
+        }
+        (tmp_path / "config.yaml").write_text(json.dumps(config))
+        stopped = svf("generate", "--output", "out", "--limit", 9)
+        assert stopped.status == 1
+        assert "budget_stopped" in stopped.out
+        assert "svf resume" in stopped.out
+        assert svf("watch", "--output", "out").status == 1
+        resumed = svf("resume", "--here", "--output", "out", "--max-cost-usd", 1)
+        assert resumed.status == 0, resumed.out + resumed.err
+        assert sorted(endpoint.paid.values()) == [1] * 18
+    assert (tmp_path / "out" / "steering_vectors" / "steps.pt").exists()
+    manifest = json.loads((tmp_path / "out" / "datasets" / "steps_manifest.json").read_text())
+    assert manifest["spent_usd"] == pytest.approx(18 * usual)
+    assert manifest["paid_calls"] == 18
