@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from celery import Signature, Task, shared_task
+from celery import Signature, Task, shared_task, states
+from celery.exceptions import ChordError
 from celery.result import AsyncResult
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
 
 from factory.evaluation_steps import conclude_step, give_up_evaluation, missing_parts
+from factory.log import log
 from factory.run import Ledger
 from factory.steps import reduce_step
 from workers.chord import send_chord
 from workers.gpu import evaluate_part
 from workers.step import step_of
+
+PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError)  # a part of it has failed, and says so
 
 
 @shared_task(bind=True)
@@ -47,12 +53,26 @@ def _send_parts(ledger: Ledger, style: str, body: Signature, *, checks: bool) ->
     send_chord(ledger, name, header, body, style=style, ends_with=ends_with)
 
 
+def _is_final(failed: AsyncResult) -> bool:
+    """Whether a task failed by what it did.
+
+    A broker that goes away between a task's end and its count makes a finished task a failure, and
+    then its chord. Both are left to the guard: what is done stands in the ledger, and a task
+    that truly fails, fails again.
+    """
+    return failed.state == states.FAILURE and not isinstance(failed.result, PASSING)
+
+
 @shared_task(bind=True)
 def report_failure(task: Task, task_id: str, *, run: str, style: str) -> None:
     """Write down that a style failed, or that only its evaluation did. Takes the failed task's id alone."""
     with step_of(task, run, style) as (ledger, _):
+        failed = AsyncResult(task_id, app=task.app)
+        if not _is_final(failed):
+            log.warning("task %s: the guard looks after what it left (%s)", task_id, failed.state)
+            return
         if not ledger.result(style):
-            reason = " ".join(str(AsyncResult(task_id, app=task.app).result).split())[:500]
+            reason = " ".join(str(failed.result).split())[:500]
             give_up_evaluation(ledger, style, reason)
         if not ledger.result(style):
             ledger.finish(style, {"state": "failed", "message": reason})
