@@ -16,7 +16,7 @@ from workers.chord import send_chord
 from workers.gpu import evaluate_part
 from workers.step import step_of
 
-PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError)  # a part of it has failed, and says so
+PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError)
 
 
 @shared_task(bind=True)
