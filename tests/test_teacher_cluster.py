@@ -327,3 +327,23 @@ def test_a_paused_generate_says_why_and_goes_on_here_without_paying_again(svf, t
     manifest = json.loads((tmp_path / "out" / "datasets" / "steps_manifest.json").read_text())
     assert manifest["spent_usd"] == pytest.approx(18 * usual)
     assert manifest["paid_calls"] == 18
+
+
+def test_a_key_given_by_flag_reaches_a_server_of_one_s_own_and_openai_s_does_not(svf, tmp_path, target_folder):
+    (tmp_path / "styles").mkdir()
+    (tmp_path / "styles" / "steps.yaml").write_text(STYLE)
+    with running_endpoint() as endpoint:
+        said = svf(
+            *("generate", "--api-key", SECRET, "--styles", "steps", "--limit", 2, "--output", "out"),
+            FACTORY_STYLES_DIR="styles",
+            FACTORY_BASE_URL=endpoint.base_url,
+            FACTORY_TARGET_MODEL=str(target_folder),
+            FACTORY_LOAD_IN_8BIT="false",
+            FACTORY_DEVICE="cpu",
+            FACTORY_EXTRACTION_CONFIG__TARGET_LAYERS="all",
+            FACTORY_OUTPUT_CONFIG__GENERATE_ANALYSIS_REPORTS="false",
+            OPENAI_API_KEY="sk-of-openai",
+        )
+        assert said.status == 0, said.out + said.err
+        assert endpoint.keys == {f"Bearer {SECRET}"}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]

@@ -15,6 +15,7 @@ from factory.config import Configuration, Settings, load_configuration
 from factory.store import Store
 from factory.teacher import OPENAI_KEY
 
+OWN_KEY = "TEACHER_API_KEY"  # variable of a key that --api-key gives for a server of one's own
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 config_option = click.option(
@@ -79,12 +80,23 @@ def job_options(command: Command) -> Command:
     ) -> Any:
         named = [name for group in styles for name in group.replace(",", " ").split()] or None
         flags = {"styles": named, "custom_questions_file": str(questions) if questions else None, "extend": extend}
-        configuration = load_configuration(config_file, flags={k: v for k, v in flags.items() if v is not None})
+        given = {key: value for key, value in flags.items() if value is not None}
+        configuration = load_configuration(config_file, flags=given)
         if api_key:
-            os.environ[configuration.settings.api_key_env or OPENAI_KEY] = api_key
+            _keep_key(api_key, configuration.settings)
+            configuration = load_configuration(config_file, flags=given)
         return command(Job(configuration, output, limit), **rest)
 
     return wrapped  # type: ignore[return-value]
+
+
+def _keep_key(api_key: str, settings: Settings) -> None:
+    """Put a key where this process and its workers look for that of the teacher's endpoint."""
+    if settings.base_url is not None and settings.api_key_env is None:
+        os.environ["FACTORY_API_KEY_ENV"] = OWN_KEY  # not OpenAI's variable: that one stays at OpenAI
+        os.environ[OWN_KEY] = api_key
+    else:
+        os.environ[settings.api_key_env or OPENAI_KEY] = api_key
 
 
 def hide_loading_bar() -> None:
