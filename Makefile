@@ -11,16 +11,22 @@ SEEDS  ?= 100
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# What the demo needs; the tests need more. torch first and pinned: its CPU build, not CUDA's.
+$(VENV)/runtime: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[target]'
+	@touch $@
+
+# steering-vectors, a peer in tests and benchmarks, has ranges that would bring back an older transformers.
+$(VENV)/installed: $(VENV)/runtime
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(PIP) install --quiet --no-deps --constraint constraints.txt steering-vectors==0.12.2
 	@touch $@
 
 install: $(VENV)/installed  ## a virtual environment with everything, in .venv
 
-demo: install  ## vectors of the three built-in styles on a real model, in out/
+demo: $(VENV)/runtime  ## vectors of the three built-in styles on a real model, in out/
 	$(BIN)/svf generate --config config_cpu.yaml --output out
 
 test: install  ## the tests that every change must pass
