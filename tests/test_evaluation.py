@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +35,7 @@ from factory.steer import Steering, as_messages, generate_batch
 from factory.store import Store
 from factory.styles import Style, load_style
 from factory.vector import SteeringVector
-from tests.evaluated import do_evaluation, make_run
+from tests.evaluated import SWEEP, do_evaluation, make_run
 
 STRONG = 400.0
 QUESTIONS = tuple(f"Why does thing number {number} matter?" for number in range(12))
@@ -296,3 +297,29 @@ def test_a_failed_evaluation_does_not_lose_the_vector(run):
     assert ledger.progress(style).state == "done"
     assert "the gpu is gone" in ledger.progress(style).message
     assert ledger.store.read(ledger.vector_key(style)) == before
+
+
+@pytest.mark.slow
+def test_a_run_through_the_queue_ends_with_the_verdict_of_the_steps_done_here(target_folder, tmp_path, svf, run):
+    sweep = SWEEP.model_dump()
+    settings = {
+        "target_model": str(target_folder),
+        "device": "cpu",
+        "load_in_8bit": False,
+        "styles": ["step_by_step_reasoning"],
+        "extraction_config": {"target_layers": "all", "recipe": "response_last"},
+        "evaluation": sweep,
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    said = svf("generate", "--config", "tiny.yaml", "--output", "out", "--limit", 6)
+    assert said.status == 0, said.err + said.out
+    (page,) = (tmp_path / "out" / "runs").glob("*/report.html")
+    assert f"report: {page}" in said.out.replace("\n", "")
+    queued = SteeringVector.load(tmp_path / "out" / "steering_vectors" / "step_by_step_reasoning.pt")
+    ledger, style, settings = run
+    do_evaluation(ledger, style, settings)
+    conclude_step(ledger, style)
+    here = SteeringVector.from_bytes(ledger.store.read(ledger.vector_key(style)), "x.pt")
+    assert queued == here
+    assert queued.metadata["evaluation"] == here.metadata["evaluation"]
+    assert queued.metadata["verdict"] in said.out
