@@ -214,6 +214,8 @@ def cell(strength, share, loops):
 def test_the_chosen_setting_gains_most_among_those_that_hardly_loop():
     done = {"cell-0": cell(8, 1.0, 0.4), "cell-1": cell(5, 0.8, 0.1), "cell-2": cell(2, 0.3, 0.0)}
     assert choose_cell(done, STRICT)["setting"]["strength"] == 5
+    equal = {"cell-0": cell(6, 0.9, 0.1), "cell-1": cell(5, 0.9, 0.0)}
+    assert choose_cell(equal, STRICT)["setting"]["strength"] == 5
     looping = {"cell-0": cell(8, 1.0, 0.6), "cell-1": cell(5, 0.8, 0.3)}
     assert choose_cell(looping, STRICT)["setting"]["strength"] == 5
 
