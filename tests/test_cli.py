@@ -247,11 +247,9 @@ def test_show_describes_vectors_and_compares_them(here, said, target):
 
 def test_steer_shows_both_answers_and_strength_0_changes_nothing(here, said, target):
     save_vector(here, target)
-    rows = json.loads(
-        said("steer", "v.pt", "-p", "Why?", "--strength", 0, "--strength", 40, "--max-new-tokens", 8, "--json").out
-    )
-    answers = rows[0]["answers"]
-    assert list(answers) == ["unsteered", "strength 0", "strength 40"]
+    lines = said("steer", "v.pt", "-p", "Why?", "--strength", 0, "--strength", 40, "--max-new-tokens", 8, "--json").out
+    answers = json.loads(lines.splitlines()[0])["answers"]
+    assert {"unsteered", "strength 0", "strength 40"} <= set(answers)
     assert answers["strength 0"] == answers["unsteered"]
     assert answers["strength 40"] != answers["unsteered"]
 

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from factory.commands.options import config_option, json_option, open_job
+from factory.commands.options import config_option, hide_loading_bar, json_option, open_job
 from factory.errors import ConfigError, UnknownStyle
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def _open(source: str, strengths: Sequence[float | None], max_new_tokens: int, c
 
     settings = open_job(config_file).settings
     vector = load_shared(source)
+    hide_loading_bar()
     with Console(stderr=True).status(f"loading {vector.model_name}"):
         target = load_target(
             vector.model_name,
