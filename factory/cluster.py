@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from factory.config import Settings
 from factory.errors import RunPaused, TeacherRefused
+from factory.ledger import Ledger
 from factory.limits import CLAIM, WINDOW, Limits, Outcomes, open_counters
 from factory.log import log
-from factory.run import Ledger
 from factory.spending import Purse
 from factory.teacher import ON_THE_WAY, Cluster, Payer, Teacher, check_model, endpoint_name, open_client
 from factory.writing import draw_bill

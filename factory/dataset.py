@@ -15,8 +15,9 @@ from typing import Any
 
 from factory.artifacts import get_pairs
 from factory.errors import StoreError
+from factory.ledger import Ledger
 from factory.pairs import ContrastivePair
-from factory.run import Ledger, StyleRun
+from factory.run import StyleRun
 from factory.spending import price_source
 
 LIBRARIES = ("steering-vector-factory", "openai", "rapidfuzz", "genai-prices")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from factory.config import Settings
 from factory.errors import StoreError
+from factory.ledger import Ledger
 from factory.log import log
 from factory.pairs import sha256_of
-from factory.run import Ledger
 from factory.steps import target_of
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from factory.config import OutputSettings
 from factory.errors import StoreError
+from factory.ledger import Ledger
 from factory.pairs import write_atomically
 from factory.plan import dataset_path
-from factory.run import Ledger
 from factory.styles import Style
 
 if TYPE_CHECKING:  # 'svf enqueue' imports this module's neighbours on machines without torch

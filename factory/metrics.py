@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from factory.broker import UNACKED, UNACKED_INDEX, connect, depth_of, queue_names
 from factory.errors import StoreError
-from factory.run import OPEN, Ledger
+from factory.ledger import OPEN, Ledger
 from factory.store import Store
 
 REPAIRS = "svf:repairs"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from factory.run import Ledger, StyleProgress, pause_state
+from factory.ledger import Ledger, StyleProgress, pause_state
 
 POLL = 0.5  # s
 ENDED = ("done", "failed")

@@ -20,9 +20,9 @@ from markupsafe import Markup, escape
 from factory import figures
 from factory.dataset import batch_of
 from factory.evaluation_steps import done_parts
+from factory.ledger import Ledger, StyleProgress
 from factory.pairs import ContrastivePair
 from factory.pipeline import DISTRIBUTION
-from factory.run import Ledger, StyleProgress
 from factory.statistics import ENOUGH
 from factory.store import Store
 from factory.styles import Style

@@ -23,9 +23,10 @@ from factory.cluster import open_teacher, pause_run, require_calls_that_succeed,
 from factory.config import Settings
 from factory.dataset import batch_of, teacher_model, write_dataset
 from factory.errors import ConfigError, StoreError, StyleFailed, TeacherBusy, TeacherRefused
+from factory.ledger import Ledger
 from factory.log import log
 from factory.pairs import sha256_of
-from factory.run import ExtractionSpec, Ledger, StyleRun
+from factory.run import ExtractionSpec, StyleRun
 from factory.teacher import Payer
 from factory.writing import PATIENCE, draw_bill, write_batch
 

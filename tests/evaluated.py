@@ -7,8 +7,8 @@ from pathlib import Path
 
 from factory.config import EvaluationSettings, Settings
 from factory.evaluation_steps import conclude_step, evaluate_step, missing_parts
+from factory.ledger import Ledger
 from factory.plan import plan_run
-from factory.run import Ledger
 from factory.steps import extract_step, reduce_step
 from factory.store import Store
 

@@ -26,9 +26,10 @@ from factory.evaluate import (
 )
 from factory.evaluation_steps import conclude_step, evaluate_step, give_up_evaluation
 from factory.fluency import distinct_ngrams, is_looping
+from factory.ledger import Ledger
 from factory.plan import plan_evaluation
 from factory.probe import Probe, apply_setting
-from factory.run import EvaluationSpec, Ledger
+from factory.run import EvaluationSpec
 from factory.score import gain, score
 from factory.setting import Setting
 from factory.steer import Steering, as_messages, generate_batch

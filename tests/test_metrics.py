@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from factory.config import Settings
 from factory.doctor import check_broker, check_store, check_workers
+from factory.ledger import Ledger
 from factory.metrics import metrics_text
 from factory.plan import plan_run
-from factory.run import Ledger
 from factory.store import Store
 from tests.conftest import ROOT
 

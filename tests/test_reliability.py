@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from factory.broker import depth_of, give_back, ids_in_flight
 from factory.config import Settings
 from factory.errors import ConfigError, TaskTooLong
+from factory.ledger import Ledger
 from factory.plan import plan_run
-from factory.run import Ledger
 from workers.attempts import MAX_TRIES, Attempts, is_alive, this_worker
 from workers.step import check_arguments, time_limit
 

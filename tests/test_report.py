@@ -11,8 +11,8 @@ import pytest
 
 from factory import figures
 from factory.errors import StoreError
+from factory.ledger import Ledger
 from factory.report import examples, highlight, render_report, write_report
-from factory.run import Ledger
 from factory.store import Store
 from factory.styles import load_style
 from tests.evaluated import finish_run, make_run

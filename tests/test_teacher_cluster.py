@@ -18,9 +18,9 @@ import redis
 
 from factory.artifacts import get_pairs
 from factory.embedded import Crew, free_port, running_broker
+from factory.ledger import Ledger
 from factory.pairs import ContrastivePair
 from factory.pipeline import build_vector
-from factory.run import Ledger
 from factory.store import Store
 from tests.endpoint import answer_to, running_endpoint
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import uuid4
 
-from factory.run import Ledger
+from factory.ledger import Ledger
 
 MAX_TRIES = 3
 

@@ -19,7 +19,7 @@ from celery.utils import uuid
 from pydantic import BaseModel, ConfigDict
 
 from factory.celery import app
-from factory.run import Ledger
+from factory.ledger import Ledger
 
 LEASE = 10  # s; a sender that shows no sign of life for so long is taken for dead
 LEASE_EVERY = 100  # messages

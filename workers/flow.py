@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 from factory.celery import app
 from factory.cluster import reopen_run
 from factory.errors import BrokerError
+from factory.ledger import Ledger
 from factory.plan import Plan
-from factory.run import Ledger
 from factory.store import Store
 from workers.chord import ChordRecord, retire_chords, send_record, write_chord
 from workers.gpu import extract_batch

@@ -22,8 +22,8 @@ from celery.signals import worker_ready, worker_shutdown
 
 from factory.broker import depth_of, ids_in_flight, queue_names
 from factory.celery import app
+from factory.ledger import OPEN, Ledger
 from factory.log import about, log
-from factory.run import OPEN, Ledger
 from factory.store import Store
 from workers.chord import ChordRecord, Step, read_chord, send_body, send_member, sending_key
 from workers.step import machine_settings, open_store

@@ -9,8 +9,8 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from factory.evaluation_steps import conclude_step, give_up_evaluation, missing_parts
+from factory.ledger import Ledger
 from factory.log import log
-from factory.run import Ledger
 from factory.steps import reduce_step
 from workers.chord import send_chord
 from workers.gpu import evaluate_part

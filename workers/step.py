@@ -21,8 +21,8 @@ from redis.exceptions import RedisError
 
 from factory.config import Settings, load_settings
 from factory.errors import ConfigError, StoreError, TaskTooLong
+from factory.ledger import Ledger
 from factory.log import about, log
-from factory.run import Ledger
 from factory.store import Store
 from factory.styles import NAME_PATTERN
 from workers.attempts import MAX_TRIES, Attempts

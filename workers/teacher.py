@@ -12,7 +12,7 @@ from celery.exceptions import Ignore
 from factory.cluster import pause_run
 from factory.config import Settings
 from factory.errors import FactoryError, RunPaused, TeacherBusy, TeacherPaced
-from factory.run import Ledger
+from factory.ledger import Ledger
 from factory.steps import write_step
 from workers.step import machine_settings, run_batch, step_of
 

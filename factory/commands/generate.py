@@ -19,10 +19,10 @@ from factory.download import BUILT_IN, built_in_folder
 from factory.embedded import running_broker, running_crew
 from factory.export import export_style
 from factory.extras import require_target
+from factory.ledger import Ledger, StyleProgress
 from factory.log import log, start_logging
 from factory.plan import Plan, plan_run
 from factory.progress import HELD, watch
-from factory.run import Ledger, StyleProgress
 
 LOG_FILE = "steering_vector_generation.log"
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from factory.commands.options import config_option, open_job, output_option
 from factory.commands.runs import find_ledger
-from factory.run import Ledger
+from factory.ledger import Ledger
 
 LONGEST_EXAMPLE = 420  # characters on the terminal
 

@@ -19,11 +19,11 @@ from factory.commands.options import Job, config_option, job_options, json_optio
 from factory.config import load_configuration
 from factory.errors import ConfigError
 from factory.export import export_style
+from factory.ledger import Ledger, StyleProgress, list_runs
 from factory.pairs import load_questions
 from factory.plan import plan_run
 from factory.progress import snapshot
 from factory.progress import watch as watch_run
-from factory.run import Ledger, StyleProgress, list_runs
 
 
 @click.command()

@@ -19,7 +19,7 @@ from pathlib import Path
 import redis
 
 from factory.embedded import find_server, free_port, start_child
-from factory.run import Ledger, list_runs
+from factory.ledger import Ledger, list_runs
 from factory.store import Store
 
 ROOT = Path(__file__).parents[2]

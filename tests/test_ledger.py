@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from factory.config import Settings
 from factory.errors import ConfigError, StoreError
+from factory.ledger import Ledger, list_runs
 from factory.pairs import format_dataset
 from factory.plan import plan_run
-from factory.run import Ledger, list_runs, new_run_id
+from factory.run import new_run_id
 from factory.store import Store
 from tests.conftest import ROOT
 
