@@ -15,6 +15,7 @@ from typing import Any
 from rapidfuzz import fuzz
 
 from factory.errors import PairRejected
+from factory.fluency import distinct_ngrams
 from factory.pairs import ContrastivePair
 from factory.styles import Style
 
@@ -71,13 +72,6 @@ def check_answer(text: str, style: Style, prompt: str, question: str, *, positiv
     if not style.markers:
         failed["no_markers"] = failed["markers_in_negative"] = False
     return Verdict(figures, [reason for reason, found in failed.items() if found])
-
-
-def distinct_ngrams(text: str, n: int = 4) -> float:
-    """Distinct runs of ``n`` words as a share of all; 1 for a text too short to have any."""
-    words = text.lower().split()
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def leaks(text: str, style: Style, prompt: str, question: str) -> bool:

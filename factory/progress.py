@@ -41,8 +41,11 @@ def watch(ledger: Ledger, console: Console, check: Callable[[], None] = lambda: 
             for state in states:
                 _show(bars, rows[state.style], state)
             if all(state.state in ENDED + HELD for state in states):
-                return states
+                break
             time.sleep(POLL)
+    if not console.is_terminal:  # a file gets the last state alone, without an end of line
+        console.print()
+    return states
 
 
 def _show(bars: Progress, row: TaskID, state: StyleProgress) -> None:

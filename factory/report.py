@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 from factory import figures
 from factory.dataset import batch_of
 from factory.evaluation_steps import done_parts
+from factory.fluency import distinct_ngrams, is_looping
 from factory.ledger import Ledger, StyleProgress
 from factory.pairs import ContrastivePair
 from factory.pipeline import DISTRIBUTION
@@ -266,6 +267,11 @@ def _versions() -> dict[str, str]:
 
 
 def examples(ledger: Ledger, style: Style, count: int = 3) -> list[dict[str, Any]]:
-    """Held-out questions whose answers differ most in markers: unsteered against steered."""
-    rows = side_by_side(ledger, style)
-    return sorted(rows, key=lambda r: r["answers"]["unsteered"]["markers"] - r["answers"]["steered"]["markers"])[:count]
+    """Held-out questions that show a vector at its best: in the style only when steered, and fluent."""
+
+    def worth(row: dict[str, Any]) -> tuple[bool, bool, float]:
+        steered, unsteered = row["answers"]["steered"]["text"], row["answers"]["unsteered"]["text"]
+        fluent = style.is_shown_in(steered) and not is_looping(steered)
+        return fluent, not style.is_shown_in(unsteered), distinct_ngrams(steered)
+
+    return sorted(side_by_side(ledger, style), key=worth, reverse=True)[:count]

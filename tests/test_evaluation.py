@@ -97,6 +97,7 @@ def test_distinct_ngrams_equal_naive_counting(words):
 
 def test_a_loop_is_told_from_an_ordinary_answer():
     assert is_looping("Step 1: go. " * 12)
+    assert is_looping("\n".join(f"Step {n}:" for n in range(1, 12)))  # counting up says nothing new
     assert not is_looping("The sky is blue because air scatters short waves more than long ones, in all directions.")
     assert not is_looping("Yes yes yes")
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from factory.gates import check_answer, check_pair, distinct_ngrams, find_duplicates
+from factory.gates import check_answer, check_pair, find_duplicates
 from factory.judge import judge_prompt, read_scores
 from factory.pairs import ContrastivePair, load_pairs
 from factory.styles import load_style
@@ -83,18 +81,6 @@ def test_a_nearly_repeated_answer_to_another_question_is_found():
         ContrastivePair("three?", GOOD + ".", PLAIN),
     ]
     assert find_duplicates(pairs) == {pairs[2].pair_id: pairs[0].pair_id}
-
-
-@given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=30))
-def test_distinct_ngrams_agree_with_counting_by_hand(words):
-    seen: list[list[str]] = []
-    total = 0
-    for start in range(len(words) - 3):
-        gram = words[start : start + 4]
-        total += 1
-        if gram not in seen:
-            seen.append(gram)
-    assert distinct_ngrams(" ".join(words)) == (len(seen) / total if total else 1.0)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from factory.commands.options import Job, job_options
+from factory.commands.options import Job, hide_loading_bar, job_options
 from factory.commands.report import finish_with_report
 from factory.download import BUILT_IN, built_in_folder
 from factory.embedded import running_broker, running_crew
@@ -71,6 +71,7 @@ def _describe(plan: Plan) -> str:
 def _prepare_target(job: Job, console: Console) -> None:
     """Fetch the built-in model before the workers start, where a person sees that it takes a while."""
     if job.settings.target_model == BUILT_IN:
+        hide_loading_bar()
         with console.status(f"preparing {BUILT_IN} (fetched and converted once)"):
             built_in_folder()
 
