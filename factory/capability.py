@@ -15,6 +15,7 @@ class ExactQuestion:
     answer: str
 
 
+EXACT_ANSWER_TOKENS = 40  # long enough to come to the point
 EXACT_QUESTIONS = (
     ExactQuestion("What is 7 plus 5?", r"\b(?:12|twelve)\b"),
     ExactQuestion("What is 9 minus 4?", r"\b(?:5|five)\b"),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from factory.answers import Questioning, ask, perplexities
-from factory.capability import EXACT_QUESTIONS, share_right
+from factory.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, share_right
 from factory.errors import ConfigError
 from factory.pairs import sha256_of
 from factory.probe import Probe, Reading, apply_setting, layers_of
@@ -142,7 +142,7 @@ class Examiner:
         questions = tuple(exact.question for exact in EXACT_QUESTIONS)
         shares = {}
         for name, steering in {"unsteered": None, "steered": self._steering("steered", setting)}.items():
-            questioning = Questioning(questions, self.spec.max_new_tokens, steering)
+            questioning = Questioning(questions, EXACT_ANSWER_TOKENS, steering)
             shares[name] = share_right(ask(self.target, questioning, self.store))
         return {"n": len(questions), **shares}
 
