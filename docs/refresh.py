@@ -65,9 +65,10 @@ def modules(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
 
 
-def context(command: click.Command, name: str) -> click.Context:
-    """A context that gives the same help text on every terminal."""
-    return click.Context(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH)
+def context(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:
+    """The context in which ``svf`` shows a command's help; ``parent`` gives it the same help options."""
+    width = {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    return command.make_context(name, [], parent=parent, resilient_parsing=True, **width)
 
 
 def overview() -> str:
@@ -82,7 +83,7 @@ def commands() -> str:
     for name in COMMANDS:
         command = svf.get_command(group, name)
         assert command is not None, name
-        parts.append(f"## svf {name}\n\n```text\n{command.get_help(context(command, f'svf {name}'))}\n```\n")
+        parts.append(f"## svf {name}\n\n```text\n{command.get_help(context(command, name, group))}\n```\n")
     return "\n".join(parts)
 
 
