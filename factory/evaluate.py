@@ -24,7 +24,7 @@ from factory.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, share_right
 from factory.errors import ConfigError
 from factory.pairs import sha256_of
 from factory.probe import Probe, Reading, apply_setting, layers_of
-from factory.run import BASELINES, EvaluationSpec
+from factory.run import BASELINES, CONTROLS, EvaluationSpec
 from factory.score import gain, score, summary
 from factory.setting import Setting
 from factory.steer import Steering
@@ -34,7 +34,7 @@ from factory.target import Target
 from factory.vector import SteeringVector
 
 SURPRISED = ("unsteered", "prompted", "steered")  # parts whose perplexity is measured
-SAMPLE = 12  # answers whose perplexity is measured: reading them costs as much as giving them
+SAMPLE = 8  # answers whose perplexity is measured: reading them costs as much as giving them
 STRONG = 0.3  # gain in the share of answers in the style from which a vector "steers"
 
 ENOUGH = math.log(0.5)  # log-probability of the openings above which more strength adds loops only
@@ -123,11 +123,12 @@ class Examiner:
         }
 
     def _measure(self, part: str, steering: Steering | None, system: str | None = None) -> Entry:
-        """One state of the model, on the questions kept for measuring."""
-        questioning = Questioning(self.spec.questions, self.spec.max_new_tokens, steering, system)
+        """One state of the model, on the questions kept for measuring; a control on every second one."""
+        questions = self.spec.questions[:: 2 if part in CONTROLS else 1]
+        questioning = Questioning(questions, self.spec.max_new_tokens, steering, system)
         answers = ask(self.target, questioning, self.store)
         sample = slice(SAMPLE if part in SURPRISED else 0)
-        surprise = perplexities(self.target, self.spec.questions[sample], answers[sample])
+        surprise = perplexities(self.target, questions[sample], answers[sample])
         return {"figures": score(answers, self.style, surprise), "answers": questioning.key(self.target)}
 
     def _steering(self, part: str, setting: Setting) -> Steering:
@@ -247,7 +248,7 @@ def conclude(
         marker_interval=marker_interval,
         verdict=verdict,
         advice=_advise(advice, verdict, done["prompted"]["figures"]["share"]),
-        measured={part: summary(done[part]["figures"]) for part in (*BASELINES, "steered", "random", "negated")},
+        measured={part: summary(done[part]["figures"]) for part in (*BASELINES, "steered", *CONTROLS)},
         cells=[{**_without_gate(cell), "figures": summary(cell["figures"])} for cell in cells_of(done)],
         gate=done["cell-0"]["gate"],
         capability=done["capability"],

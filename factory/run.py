@@ -49,7 +49,8 @@ class ExtractionSpec(_Frozen):
 
 
 BASELINES = ("unsteered", "prompted")
-CHECKS = ("steered", "random", "negated", "capability")
+CONTROLS = ("random", "negated")
+CHECKS = ("steered", *CONTROLS, "capability")
 
 
 class EvaluationSpec(_Frozen):
