@@ -7,7 +7,9 @@ its 4-bit GGUF to float32 safetensors in the cache folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -79,7 +81,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"gguf_file": gguf.name}
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting of transformers turns off
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
     # transformers refuses to save what it calls quantized; these weights no longer are.
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config

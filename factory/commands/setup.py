@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from factory.commands.options import config_option, json_option, open_job
+from factory.commands.options import config_option, hide_loading_bar, json_option, open_job
 from factory.log import start_logging
 
 
@@ -21,6 +21,7 @@ def download(model: str | None, config_file: Path | None) -> int:
     """Fetch MODEL, or the configured target model, so that a later run finds it here."""
     from factory.download import download_model
 
+    hide_loading_bar()
     start_logging(terminal=False)
     name = model or open_job(config_file).settings.target_model
     with Console(stderr=True).status(f"fetching {name}"):
