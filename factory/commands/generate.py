@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -144,9 +143,3 @@ def _export(job: Job, ledger: Ledger, states: list[StyleProgress], console: Cons
         style = ledger.spec.style_run(state.style).style
         path = export_style(ledger, style, job.output, job.settings.output_config)
         console.print(f"[green]{state.style}[/green]: {state.extracted} pairs -> {path}")
-    if not job.settings.output_config.save_intermediate_files and job.store.is_local:
-        _drop_broker_files(Path(job.store_url) / ledger.run_id)
-
-
-def _drop_broker_files(folder: Path) -> None:
-    shutil.rmtree(folder / "logs" / "appendonlydir", ignore_errors=True)
