@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from factory.errors import ConfigError, StoreError
+from factory.errors import ConfigError
 from factory.run import BatchSpec, RunSpec
 from factory.store import Store
 
@@ -259,10 +259,7 @@ def pause_state(pause: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=32)
 def _load_spec(url: str, run_id: str) -> RunSpec:
-    try:
-        content = Store(url).read_json(f"{run_id}/{RUN_FILE}")
-    except StoreError as error:
-        raise ConfigError(f"run {run_id!r}: {error}") from None
+    content = Store(url).read_json(f"{run_id}/{RUN_FILE}")
     if content is None:
         raise ConfigError(f"run {run_id!r} is not in store {url!r}. 'svf status' without a run lists those that are")
     return RunSpec.model_validate(content)

@@ -14,11 +14,12 @@ import posixpath
 import re
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fsspec.core import url_to_fs
 
-from factory.errors import ConfigError, StoreError
+from factory.errors import ConfigError, FactoryError, StoreError
 from factory.pairs import sha256_of
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -39,6 +40,8 @@ class Store:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"store {url!r} cannot be used: {error}; s3:// needs pip install '.[s3]'") from None
         self.is_local = "file" in (self.files.protocol if isinstance(self.files.protocol, tuple) else ())
+        # Clients of object stores have errors of their own: botocore's of a lost link are no OSError.
+        self._troubles = OSError if self.is_local else Exception
 
     def path(self, key: str) -> str:
         """The full path of ``key``.
@@ -50,27 +53,33 @@ class Store:
             raise StoreError(f"store key {key!r} is not allowed: names of letters, digits, '.', '_', '-' between '/'")
         return posixpath.join(self.root, key)
 
+    @contextmanager
+    def _reaching(self, purpose: str) -> Iterator[None]:
+        """Say of whatever goes wrong with the files that the store cannot be ``purpose``: read, written, listed."""
+        try:
+            yield
+        except (FactoryError, FileNotFoundError):  # a task that took too long says so itself
+            raise
+        except self._troubles as error:
+            raise StoreError(f"store {self.url!r} cannot be {purpose}: {error}") from error
+
     def read(self, key: str) -> bytes | None:
         """The bytes under ``key``, or None."""
         try:
             # Not cat_file: remote file systems cache listings, and another machine may have written since.
-            with self.files.open(self.path(key), "rb") as file:
+            with self._reaching("read"), self.files.open(self.path(key), "rb") as file:
                 return bytes(file.read())
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise StoreError(f"store {self.url!r} cannot be read: {error}") from error
 
     def write(self, key: str, content: bytes) -> None:
         """Put ``content`` under ``key``: a reader sees the old bytes or the new, never a part."""
         path = self.path(key)
-        try:
+        with self._reaching("written"):
             if self.is_local:
                 self._write_local(path, (content,))
             else:
                 self.files.pipe_file(path, content)  # one request: object stores are atomic by object
-        except OSError as error:
-            raise StoreError(f"store {self.url!r} cannot be written: {error}") from error
 
     def write_pieces(self, key: str, pieces: Iterable[bytes]) -> str:
         """Like :meth:`write`, for content that need not fit into memory; returns its SHA-256."""
@@ -82,14 +91,12 @@ class Store:
                 digest.update(piece)
                 yield piece
 
-        try:
+        with self._reaching("written"):
             if self.is_local:
                 self._write_local(path, seen())
             else:
                 with self.files.open(path, "wb") as file:  # object stores show an object when it is closed
                     file.writelines(seen())
-        except OSError as error:
-            raise StoreError(f"store {self.url!r} cannot be written: {error}") from error
         return digest.hexdigest()
 
     def _write_local(self, path: str, pieces: Iterable[bytes]) -> None:
@@ -107,24 +114,27 @@ class Store:
 
     def exists(self, key: str) -> bool:
         """Whether something lies under ``key``."""
+        path = self.path(key)
         self.files.invalidate_cache()
-        return bool(self.files.exists(self.path(key)))
+        with self._reaching("read"):
+            return bool(self.files.exists(path))
 
     def delete(self, key: str) -> None:
         """Remove ``key`` if it is there."""
         path = self.path(key)
-        if self.files.exists(path):
-            self.files.rm_file(path)
+        with self._reaching("written"):
+            if self.files.exists(path):
+                self.files.rm_file(path)
 
     def names(self, folder: str | None = None) -> list[str]:
         """Names of what lies directly in ``folder`` (None: in the store), sorted; none if there is no such folder."""
         self.files.invalidate_cache()
+        path = self.root if folder is None else self.path(folder)
         try:
-            paths = self.files.ls(self.root if folder is None else self.path(folder), detail=False)
+            with self._reaching("listed"):
+                paths = self.files.ls(path, detail=False)
         except FileNotFoundError:
             return []
-        except OSError as error:
-            raise StoreError(f"store {self.url!r} cannot be listed: {error}") from error
         names = (posixpath.basename(str(path).rstrip("/")) for path in paths)
         return sorted(name for name in names if KEY_PATTERN.fullmatch(name) and not name.endswith(".tmp"))
 

@@ -37,8 +37,8 @@ class Endpoint(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, *, delay: float = 0.0, fail: float = 0.0, per_minute: int | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, *, port: int = 0, delay: float = 0.0, fail: float = 0.0, per_minute: int | None = None) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.delay, self.fail, self.per_minute = delay, fail, per_minute
         self.status: int | None = None  # every call gets it
         self.code = ""
@@ -129,8 +129,9 @@ def main() -> None:
     """Serve until stopped; print the URL."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--port", type=int, default=0, help="0: any that is free")
     options = parser.parse_args()
-    with running_endpoint(delay=options.delay) as server:
+    with running_endpoint(delay=options.delay, port=options.port) as server:
         print(server.base_url, flush=True)
         threading.Event().wait()
 

@@ -163,6 +163,19 @@ def test_a_file_url_and_a_plain_folder_are_the_same_store(tmp_path):
     assert Store(f"file://{tmp_path}").is_local
 
 
+def test_an_object_store_that_cannot_be_reached_is_a_store_error_whatever_is_asked_of_it(monkeypatch):
+    """botocore's errors are no OSError; a worker waits for a store, but fails of anything else."""
+    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    store = Store("s3://bucket/runs")
+    store.files.retries = 1
+    uses = (store.read, store.exists, store.delete, store.names, lambda key: store.write(key, b"1"))
+    for use in (*uses, lambda key: store.write_pieces(key, [b"1"])):
+        with pytest.raises(StoreError, match="s3://bucket/runs"):
+            use("a")
+
+
 def test_the_memory_of_another_file_system_serves_as_well():
     store = Store("memory://a-store")
     store.write_json("a/b.json", {"x": 1})
