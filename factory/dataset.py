@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from statistics import mean, median
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 from factory.artifacts import get_pairs
 from factory.errors import StoreError
 from factory.ledger import Ledger
-from factory.pairs import ContrastivePair
+from factory.pairs import REPEATS, ContrastivePair
+from factory.repeats import SAME_ANSWER, find_repeats
 from factory.run import StyleRun
 from factory.spending import price_source
 
@@ -44,8 +45,40 @@ def teacher_model(ledger: Ledger, part: StyleRun) -> str:
     return ledger.spec.teacher.model if part.from_teacher or not known else known
 
 
-def write_dataset(ledger: Ledger, style: str) -> str:
-    """Put a style's dataset, its manifest and its rejected pairs into the store; returns the dataset's SHA-256."""
+def repeated_pairs(ledger: Ledger, style: str) -> dict[str, str]:
+    """Pairs whose positive answer nearly repeats that of an earlier pair of the style: id -> the earlier one's id.
+
+    A task sees its own batch alone, so this is asked when all are written, in the order of the
+    batches: whoever wrote first does not matter. Pairs of an existing dataset count as they are
+    marked there.
+    """
+    marked: dict[str, str] = {}
+    pair_ids: list[str] = []
+    written: list[bool] = []
+
+    def answers() -> Iterator[str]:
+        for batch in ledger.batches(style):
+            for pair in batch_of(ledger, style, batch.number)[0]:
+                if REPEATS in pair.extra:
+                    marked[pair.pair_id] = str(pair.extra[REPEATS])
+                pair_ids.append(pair.pair_id)
+                written.append(batch.pairs_key is None)
+                yield pair.positive_response
+
+    if not ledger.spec.style_run(style).from_teacher:
+        for _ in answers():
+            pass
+        return marked
+    repeats = find_repeats(answers(), SAME_ANSWER, numbers_tell=False)
+    return marked | {pair_ids[at]: pair_ids[twin] for at, twin in repeats.items() if written[at]}
+
+
+def write_dataset(ledger: Ledger, style: str, repeated: Mapping[str, str]) -> str:
+    """Put a style's dataset, its manifest and its rejected pairs into the store; returns the dataset's SHA-256.
+
+    ``repeated`` pairs are marked and stand among the rejected; their lines stay, because others of
+    their batch were read with them as examples.
+    """
     part = ledger.spec.style_run(style)
     words: list[tuple[int, int]] = []
     rejected: list[dict[str, Any]] = []
@@ -53,6 +86,7 @@ def write_dataset(ledger: Ledger, style: str) -> str:
         good, bad = batch_of(ledger, style, batch.number)
         words += [(len(pair.positive_response.split()), len(pair.negative_response.split())) for pair in good]
         rejected += bad
+        rejected += [_repeat(pair, repeated[pair.pair_id]) for pair in good if pair.pair_id in repeated]
     known = {key: value for key, value in part.dataset_metadata.items() if key not in ("type", "total_pairs")}
     metadata = known | {
         "style_name": style,
@@ -61,22 +95,34 @@ def write_dataset(ledger: Ledger, style: str) -> str:
         "model_used": teacher_model(ledger, part),
         "lengths": length_statistics(words),
     }
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(ledger, style, metadata))
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(ledger, style, metadata, repeated))
     digest = ledger.store.write_pieces(ledger.dataset_key(style), (line.encode() for line in lines))
     if rejected:
         reasons = [json.dumps({"style": style, **line}, ensure_ascii=False) + "\n" for line in rejected]
         ledger.store.write(ledger.rejected_key(style), "".join(reasons).encode())
     if part.from_teacher:
-        ledger.store.write_json(ledger.manifest_key(style), manifest(ledger, part, len(words), rejected, digest))
+        ledger.store.write_json(
+            ledger.manifest_key(style), manifest(ledger, part, len(words) - len(repeated), rejected, digest)
+        )
     return digest
 
 
-def _lines(ledger: Ledger, style: str, metadata: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _repeat(pair: ContrastivePair, earlier: str) -> dict[str, Any]:
+    """The rejected line of a pair that nearly repeats an earlier one."""
+    message = f"the positive answer to {pair.question!r} nearly repeats that of pair {earlier}"
+    named = {"pair_id": pair.pair_id, REPEATS: earlier, "positive_response": pair.positive_response}
+    return {"question": pair.question, "reason": "duplicate", "message": message, "reasons": ["duplicate"], **named}
+
+
+def _lines(
+    ledger: Ledger, style: str, metadata: dict[str, Any], repeated: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
     """A dataset's lines as :func:`factory.pairs.format_dataset` has them, one batch in memory at a time."""
     yield {"type": "metadata", **metadata}
     for batch in ledger.batches(style):
         for pair in batch_of(ledger, style, batch.number)[0]:
-            yield pair.to_json()
+            mark = {REPEATS: repeated[pair.pair_id]} if pair.pair_id in repeated else {}
+            yield pair.to_json() | mark
 
 
 def length_statistics(words: Sequence[tuple[int, int]]) -> dict[str, Any]:

@@ -78,10 +78,8 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
         ConfigError: as for planning the run, but no key is needed.
     """
     spec = plan_teacher(settings)
-    styles = [
-        _estimate_style(spec, store, style, questions, existing)
-        for style, questions, existing in plan_pairs(settings, output, limit=limit)
-    ]
+    planned = plan_pairs(settings, output, limit=limit)
+    styles = [_estimate_style(spec, store, style, choice.missing, len(choice.pairs)) for style, choice in planned]
     calls = sum(part.calls for part in styles)
     rate = settings.calls_per_minute
     minutes = round(calls / rate, 1) if rate and calls else None

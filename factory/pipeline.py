@@ -5,7 +5,7 @@ Workers call the same functions with a queue between the steps, so both ways giv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from factory.errors import StyleFailed
 from factory.extract import Differences, Rejection, extract_batch
 from factory.layers import parse_layers
-from factory.pairs import ContrastivePair, cut_batches, sha256_of
+from factory.pairs import REPEATS, ContrastivePair, cut_batches, sha256_of
 from factory.recipe import CIRCLE, Recipe, as_recipe
 from factory.statistics import FirstPass, SecondPass, summarize
 from factory.target import Target
@@ -93,6 +93,24 @@ def reduce_differences(batches: Callable[[], Iterable[Differences]], origin: Ori
     )
 
 
+def without_repeats(differences: Differences, repeated: Mapping[str, str]) -> Differences:
+    """A batch's differences without pairs that nearly repeat others: those would count twice."""
+    kept = [row for row, pair_id in enumerate(differences.pair_ids) if pair_id not in repeated]
+    if len(kept) == len(differences.pair_ids):
+        return differences
+    rejected = [
+        Rejection(pair_id, "duplicate", f"{pair_id} nearly repeats {repeated[pair_id]}")
+        for pair_id in differences.pair_ids
+        if pair_id in repeated
+    ]
+    return Differences(
+        [differences.pair_ids[row] for row in kept],
+        differences.keys[kept],
+        differences.values[kept],
+        [*differences.rejected, *rejected],
+    )
+
+
 def describe_rejections(rejected: Sequence[Rejection]) -> str:
     """Reasons and how often, the first of each spelled out; empty if there are none."""
     examples: dict[str, str] = {}
@@ -121,7 +139,9 @@ def build_vector(
         StyleFailed: no pair could be read.
     """
     chosen, how = parse_layers(layers, target.n_layers), as_recipe(recipe)
-    parts = [extract_batch(b, target, chosen, how, batch_tokens=batch_tokens) for b in cut_batches(pairs)]
+    repeated = {pair.pair_id: str(pair.extra[REPEATS]) for pair in pairs if REPEATS in pair.extra}
+    read = (extract_batch(batch, target, chosen, how, batch_tokens=batch_tokens) for batch in cut_batches(pairs))
+    parts = [without_repeats(part, repeated) for part in read]
     origin = Origin(
         style=style or (pairs[0].style if pairs else ""),
         model_name=target.name,

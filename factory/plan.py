@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from factory.config import Settings, model_queue
@@ -16,6 +17,7 @@ from factory.errors import ConfigError
 from factory.layers import check_layers
 from factory.log import log
 from factory.pairs import ContrastivePair, cut_batches, load_dataset, load_questions, number_batches
+from factory.repeats import SAME_QUESTION, find_repeats
 from factory.run import BatchSpec, EvaluationSpec, ExtractionSpec, RunSpec, StyleRun, TeacherSpec, new_run_id
 from factory.spending import require_price
 from factory.store import Store
@@ -38,10 +40,14 @@ def shipped_file(folder: str, name: str) -> Path:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start: its specification and the batches of each style."""
+    """A run that can start: its specification and the batches of each style.
+
+    ``repeated``: questions that are not asked, each with the one that it nearly repeats.
+    """
 
     spec: RunSpec
     batches: dict[str, list[BatchSpec]]
+    repeated: dict[str, str]
 
     @property
     def needs_teacher(self) -> bool:
@@ -49,12 +55,26 @@ class Plan:
         return any(part.from_teacher for part in self.spec.styles)
 
     @property
-    def warning(self) -> str | None:
-        """What a person must know before the run starts, or None."""
+    def warnings(self) -> list[str]:
+        """What a person must know before the run starts."""
+        if not self.needs_teacher:
+            return []
         asked, resolved = self.spec.teacher.requested_model, self.spec.teacher.model
-        if not self.needs_teacher or asked == resolved:
-            return None
-        return f"teacher_model {asked!r} is retired at OpenAI: {resolved!r} takes its place (strict_model forbids it)"
+        retired = (
+            f"teacher_model {asked!r} is retired at OpenAI: {resolved!r} takes its place (strict_model forbids it)"
+        )
+        return [*([retired] if asked != resolved else []), *describe_repeats(self.repeated)]
+
+
+def describe_repeats(repeated: dict[str, str]) -> list[str]:
+    """Questions that are not asked because they nearly repeat others, in one line; none without any."""
+    if not repeated:
+        return []
+    question, earlier = next(iter(repeated.items()))
+    more = ", ..." if len(repeated) > 1 else ""
+    return [
+        f"questions that nearly repeat others are not asked, {len(repeated)} here: {question!r} after {earlier!r}{more}"
+    ]
 
 
 @dataclass(frozen=True)
@@ -65,6 +85,19 @@ class StyleRequest:
     questions: tuple[str, ...]
     own_questions: bool
     limit: int | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a style is made from: pairs that exist, and questions that are still to be answered.
+
+    ``repeated``: questions that are not, each with the one that it nearly repeats.
+    """
+
+    metadata: dict[str, object]
+    pairs: list[ContrastivePair]
+    missing: list[str]
+    repeated: dict[str, str]
 
 
 def plan_run(
@@ -87,22 +120,22 @@ def plan_run(
     requests = [_request(settings, name, limit, (questions or {}).get(name)) for name in settings.styles]
     choices = [_choose(settings, request, output) for request in requests]  # refuses before anything is written
     teacher = plan_teacher(settings)
-    for request, (_, _, missing) in zip(requests, choices, strict=True):
-        if missing:
+    for request, choice in zip(requests, choices, strict=True):
+        if choice.missing:
             _require_key(settings, request.style.name)
             require_price(teacher, settings.max_cost_usd)
     parts: list[StyleRun] = []
     batches: dict[str, list[BatchSpec]] = {}
-    for request, (metadata, chosen, missing) in zip(requests, choices, strict=True):
-        specs = _batch_specs(chosen, missing, store, settings)
+    for request, choice in zip(requests, choices, strict=True):
+        specs = _batch_specs(choice.pairs, choice.missing, store, settings)
         batches[request.style.name] = specs
         parts.append(
             StyleRun(
                 style=request.style,
                 n_pairs=sum(spec.n_pairs for spec in specs),
                 n_batches=len(specs),
-                from_teacher=bool(missing),
-                dataset_metadata=metadata,
+                from_teacher=bool(choice.missing),
+                dataset_metadata=choice.metadata,
             )
         )
     spec = RunSpec(
@@ -117,21 +150,22 @@ def plan_run(
         keep_differences=settings.output_config.save_intermediate_files,
         gpu_queue=model_queue(settings.target_model) if settings.gpu_queue == "model" else "gpu",
     )
-    return Plan(spec, batches)
+    return Plan(spec, batches, merge_repeats(choices))
 
 
-def plan_pairs(settings: Settings, output: Path, *, limit: int | None = None) -> list[tuple[Style, list[str], int]]:
-    """For each style the questions that the teacher would be asked, and how many pairs exist already.
+def merge_repeats(choices: Sequence[Choice]) -> dict[str, str]:
+    """The repeated questions of all styles: most often they are the same."""
+    return {question: earlier for choice in choices for question, earlier in choice.repeated.items()}
+
+
+def plan_pairs(settings: Settings, output: Path, *, limit: int | None = None) -> list[tuple[Style, Choice]]:
+    """For each style the pairs that exist already, and the questions that the teacher would be asked.
 
     Raises:
         ConfigError: unknown style, no questions, or a damaged dataset.
     """
     requests = [_request(settings, name, limit, None) for name in settings.styles]
-    found = []
-    for request in requests:
-        _, chosen, missing = _choose(settings, request, output)
-        found.append((request.style, missing, len(chosen)))
-    return found
+    return [(request.style, _choose(settings, request, output)) for request in requests]
 
 
 def _request(settings: Settings, name: str, limit: int | None, own: list[str] | None) -> StyleRequest:
@@ -173,17 +207,24 @@ def _existing_pairs(
     return {}, []
 
 
-def _choose(
-    settings: Settings, request: StyleRequest, output: Path
-) -> tuple[dict[str, object], list[ContrastivePair], list[str]]:
-    """A dataset's metadata, which of its pairs are used, and which questions are still to be answered."""
+def _choose(settings: Settings, request: StyleRequest, output: Path) -> Choice:
+    """Which pairs of a dataset are used, and which questions are still to be answered."""
     metadata, pairs = _existing_pairs(settings, request, output)
     chosen = list(pairs[: request.limit])
     if pairs and not settings.extend:
-        return metadata, chosen, []
-    answered = {pair.question for pair in pairs}
+        return Choice(metadata, chosen, [], {})
+    answered = dict.fromkeys(pair.question for pair in pairs)
+    missing = [question for question in request.questions if question not in answered]
+    repeated = _repeated_questions((*answered, *missing), len(answered))
     room = None if request.limit is None else max(0, request.limit - len(chosen))
-    return metadata, chosen, [question for question in request.questions if question not in answered][:room]
+    return Choice(metadata, chosen, [question for question in missing if question not in repeated][:room], repeated)
+
+
+@lru_cache(maxsize=8)  # most often all styles have the same questions
+def _repeated_questions(questions: tuple[str, ...], n_answered: int) -> dict[str, str]:
+    """Questions that nearly repeat earlier ones; the first ``n_answered`` have their pairs and stay."""
+    repeats = find_repeats(questions, SAME_QUESTION, numbers_tell=True)
+    return {questions[at]: questions[twin] for at, twin in repeats.items() if at >= n_answered}
 
 
 def _batch_specs(

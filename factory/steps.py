@@ -7,6 +7,7 @@ pair or a style is written down. torch is imported where it is used: a teacher w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from factory.artifacts import (
 )
 from factory.cluster import open_teacher, pause_run, require_calls_that_succeed, require_unpaused
 from factory.config import Settings
-from factory.dataset import batch_of, teacher_model, write_dataset
+from factory.dataset import batch_of, repeated_pairs, teacher_model, write_dataset
 from factory.errors import ConfigError, StoreError, StyleFailed, TeacherBusy, TeacherRefused
 from factory.ledger import Ledger
 from factory.log import log
@@ -178,32 +179,37 @@ def reduce_step(ledger: Ledger, style: str) -> None:
 
 
 def _reduce(ledger: Ledger, style: str) -> dict[str, Any]:
-    from factory.pipeline import reduce_differences
+    from factory.pipeline import reduce_differences, without_repeats
 
     part = ledger.spec.style_run(style)
-    dataset = write_dataset(ledger, style)
-    _check_failures(ledger, part)
+    repeated = repeated_pairs(ledger, style)
+    dataset = write_dataset(ledger, style, repeated)
+    _check_failures(ledger, part, len(repeated))
     origin = _origin(ledger, part, dataset)
-    vector = reduce_differences(lambda: _differences(ledger, style), origin)
+    vector = reduce_differences(
+        lambda: (without_repeats(batch, repeated) for batch in _differences(ledger, style)), origin
+    )
     content = vector.to_pt()
     ledger.store.write(ledger.vector_key(style), content)
     log.info("vector of %d pairs made", vector.metadata["pairs_used"])
     return {"state": "done", "vector_sha256": sha256_of(content), "pairs_used": vector.metadata["pairs_used"]}
 
 
-def _check_failures(ledger: Ledger, part: StyleRun) -> None:
+def _check_failures(ledger: Ledger, part: StyleRun, n_repeated: int) -> None:
     name = part.style.name
     progress = ledger.progress(name)
     spec = ledger.spec
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(progress.reasons.items()))
-    if progress.failed > spec.max_failed_fraction * part.n_pairs:
+    counts = Counter(progress.reasons) + Counter({"duplicate": n_repeated})
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(counts.items()))
+    failed, usable = counts.total(), progress.extracted - n_repeated
+    if failed > spec.max_failed_fraction * part.n_pairs:
         raise StyleFailed(
-            f"style {name!r}: {progress.failed} of {part.n_pairs} pairs failed ({reasons}), more than "
+            f"style {name!r}: {failed} of {part.n_pairs} pairs failed ({reasons}), more than "
             f"max_failed_fraction {spec.max_failed_fraction}. Mend the pairs or raise it, then 'svf resume'"
         )
-    if progress.extracted < spec.min_pairs:
+    if usable < spec.min_pairs:
         raise StyleFailed(
-            f"style {name!r}: {progress.extracted} pairs could be used, min_pairs is {spec.min_pairs}"
+            f"style {name!r}: {usable} pairs could be used, min_pairs is {spec.min_pairs}"
             + (f" ({reasons})" if reasons else "")
         )
 

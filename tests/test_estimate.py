@@ -77,9 +77,9 @@ def test_a_retired_model_is_replaced_aloud_or_refused(store, tmp_path, monkeypat
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     plan = plan_run(Settings(**NEW), store, tmp_path)
     assert (plan.spec.teacher.requested_model, plan.spec.teacher.model) == ("gpt-4", "gpt-6-luna")
-    assert "gpt-6-luna" in plan.warning
+    assert "gpt-6-luna" in plan.warnings[0]
     local = plan_run(Settings(**NEW, base_url="http://127.0.0.1:1/v1"), store, tmp_path)
-    assert (local.spec.teacher.model, local.warning) == ("gpt-4", None)
+    assert (local.spec.teacher.model, local.warnings) == ("gpt-4", [])
     with pytest.raises(ConfigError, match="retired"):
         plan_run(Settings(**NEW, strict_model=True), store, tmp_path)
 

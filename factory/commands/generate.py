@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from factory.commands.options import Job, hide_loading_bar, job_options
 from factory.commands.report import finish_with_report
@@ -50,8 +51,8 @@ def generate(job: Job) -> int:
 
         return submit(plan, job.store)
 
-    if plan.warning:
-        console.print(f"[yellow]warning:[/yellow] {plan.warning}", soft_wrap=True)
+    for warning in plan.warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     states, ledger = run_here(job, plan.spec.run_id, start, needs_teacher=needs_teacher, console=console)
     _export(job, ledger, states, console)
     if plan.spec.evaluation and any(state.state == "done" for state in states):

@@ -42,8 +42,8 @@ def enqueue(job: Job, batch: Path | None, as_json: bool) -> int:
     use_broker(job)
     from workers.flow import submit
 
-    if plan.warning:
-        click.echo(f"warning: {plan.warning}", err=True)
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
     ledger = submit(plan, job.store)
     click.echo(json.dumps({"run": ledger.run_id, "store": job.store_url}) if as_json else ledger.run_id)
     return 0
