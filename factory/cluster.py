@@ -25,7 +25,8 @@ def open_teacher(ledger: Ledger, payer: Payer, settings: Settings, broker_url: s
     spec = ledger.spec.teacher
     client = open_client(spec, settings.api_key_env, settings.answer_timeout)
     if spec.base_url is None:
-        check_model(client, spec.model)
+        for model in filter(None, (spec.model, spec.judge_model)):
+            check_model(client, model)
     return Teacher(spec, client, ledger.store, payer, open_cluster(ledger, settings, broker_url))
 
 

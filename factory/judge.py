@@ -1,15 +1,24 @@
 """The optional judge: a model that scores an answer's style and coherence by a rubric.
 
-Each answer is scored alone, without a word on which of the two it is, so the judge cannot favour
-one. Small models are useless here: SmolLM2 and Qwen-0.5B give 95 to everything.
+Each answer is scored alone, without a word on where it comes from, so the judge cannot favour
+one. A reply without scores counts as ``unreadable`` and decides nothing. Small models are useless
+here: SmolLM2 and Qwen-0.5B give 95 to everything.
 """
 
 from __future__ import annotations
 
+import contextvars
 import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from statistics import fmean
+from typing import Any
 
-from factory.errors import BadReply
+from factory.errors import BadReply, PairRejected, TeacherBusy
 from factory.gates import Verdict
+from factory.run import TeacherSpec
 from factory.styles import Style
 from factory.teacher import Reply, Teacher
 
@@ -56,12 +65,34 @@ def read_scores(reply: str) -> dict[str, int] | None:
     return scores
 
 
-def judge_pair(
-    teacher: Teacher, style: Style, question: str, positive: str, negative: str
-) -> tuple[Verdict, list[Reply]]:
-    """The judge's verdict on both answers, and the replies that it took.
+def judge_spec(spec: TeacherSpec, model: str) -> TeacherSpec:
+    """How a judge is asked: at the teacher's endpoint, for the likeliest scores."""
+    temperature = None if spec.temperature is None else 0.0  # a server may know no temperature
+    return spec.model_copy(update={"model": model, "requested_model": model, "temperature": temperature})
 
-    A reply without scores fails nobody; the figures say ``unreadable``.
+
+def as_judge(teacher: Teacher, model: str) -> Teacher:
+    """The teacher's endpoint with the judge behind it."""
+    return replace(teacher, spec=judge_spec(teacher.spec, model))
+
+
+def judge_answer(judge: Teacher, style: Style, question: str, text: str) -> tuple[dict[str, Any], Reply | None]:
+    """What the judge says of one answer (``style`` and ``coherence``, or ``unreadable``), and its reply.
+
+    Raises:
+        TeacherBusy, TeacherRefused: as for the teacher.
+    """
+    try:
+        reply = judge.ask(judge_prompt(style, question, text))
+    except (BadReply, PairRejected) as error:  # the judge failed, not the answer
+        return {"unreadable": error.reason}, None
+    return read_scores(reply.text) or {"unreadable": reply.text[:80]}, reply
+
+
+def judge_pair(
+    judge: Teacher, style: Style, question: str, positive: str, negative: str
+) -> tuple[Verdict, list[Reply]]:
+    """The judge's verdict on both answers of a pair, and the replies that it took.
 
     Raises:
         TeacherBusy, TeacherRefused: as for the teacher.
@@ -69,14 +100,50 @@ def judge_pair(
     figures: dict[str, object] = {}
     replies: list[Reply] = []
     for side, text in (("positive", positive), ("negative", negative)):
-        try:
-            reply = teacher.ask(judge_prompt(style, question, text), model=teacher.spec.judge_model)
-        except BadReply as error:
-            figures[side] = {"unreadable": error.reason}
-            continue
-        replies.append(reply)
-        figures[side] = read_scores(reply.text) or {"unreadable": reply.text[:80]}
+        figures[side], reply = judge_answer(judge, style, question, text)
+        replies += [reply] if reply else []
     return Verdict({"judge": figures}, _weigh(figures)), replies
+
+
+def judge_answers(
+    judge: Teacher, style: Style, questions: Sequence[str], answers: Sequence[str], *, max_concurrent: int
+) -> tuple[dict[str, Any], float]:
+    """Mean scores of the answers of a target model, from 0 to 100, and what their calls cost in USD.
+
+    ``n``: answers with scores; ``unreadable``: answers without. An empty answer is not shown to the
+    judge and has no score. Calls go on until the judge's ``deadline``; replies are kept.
+
+    Raises:
+        TeacherBusy, TeacherRefused: as for the teacher.
+    """
+
+    def ask(question: str, answer: str) -> tuple[dict[str, Any], Reply | None]:
+        return _patiently(judge, style, question, answer) if answer.strip() else ({"unreadable": "empty"}, None)
+
+    with ThreadPoolExecutor(max_concurrent, thread_name_prefix="judge-call") as pool:
+        calls = [
+            pool.submit(contextvars.copy_context().run, ask, question, answer)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+    verdicts = [call.result() for call in calls]
+    scores = [verdict for verdict, _ in verdicts if "unreadable" not in verdict]
+    paid = [reply.cost_usd or 0.0 for _, reply in verdicts if reply and reply.paid_by == asdict(judge.payer)]
+    means = {
+        name: round(fmean(score[name] for score in scores), 2) if scores else None for name in ("style", "coherence")
+    }
+    return {"model": judge.spec.model, **means, "n": len(scores), "unreadable": len(verdicts) - len(scores)}, sum(paid)
+
+
+def _patiently(judge: Teacher, style: Style, question: str, answer: str) -> tuple[dict[str, Any], Reply | None]:
+    """Ask until there is an answer, or no time for another try."""
+    while True:
+        try:
+            return judge_answer(judge, style, question, answer)
+        except TeacherBusy as error:
+            wait = max(1.0, error.retry_after or 0.0)
+            if time.monotonic() + wait > judge.deadline:
+                raise
+            time.sleep(wait)
 
 
 def _weigh(figures: dict[str, object]) -> list[str]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -146,6 +147,24 @@ class Limits:
 
     def _run(self, script: str, *arguments: float) -> float:
         return float(self.counters.eval(script, 1, self._key, *arguments))
+
+
+class Pace:
+    """The time between calls of a process that has nobody to share limits with. Any number of threads."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def await_turn(self) -> None:
+        """Sleep until the next call may start."""
+        if not self.seconds:
+            return
+        with self._lock:
+            start = max(time.monotonic(), self._next)
+            self._next = start + self.seconds
+        time.sleep(max(0.0, start - time.monotonic()))
 
 
 def wait_for_rest(headers: Mapping[str, str], kind: str, needed: int) -> float:

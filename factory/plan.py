@@ -271,7 +271,7 @@ def plan_teacher(settings: Settings) -> TeacherSpec:
         temperature=settings.temperature,
         max_response_tokens=settings.max_response_tokens,
         reasoning_effort=settings.reasoning_effort,
-        judge_model=settings.judge_model,
+        judge_model=resolve_judge(settings, "judge_model", settings.judge_model),
         seed=settings.seed,
         pricing=settings.pricing.model_dump() if settings.pricing else None,
     )
@@ -283,12 +283,20 @@ def resolve_model(settings: Settings) -> str:
     Raises:
         ConfigError: the model is retired and ``strict_model`` is set.
     """
-    asked = settings.teacher_model
+    return _resolve(settings, "teacher_model", settings.teacher_model)
+
+
+def resolve_judge(settings: Settings, key: str, asked: str | None) -> str | None:
+    """The same for a judge, asked for by ``key``; None without one."""
+    return None if asked is None else _resolve(settings, key, asked)
+
+
+def _resolve(settings: Settings, key: str, asked: str) -> str:
     successor = settings.retired_models.get(asked) if settings.base_url is None else None
     if successor is None:
         return asked
     if settings.strict_model:
-        raise ConfigError(f"teacher_model {asked!r} is retired at OpenAI, and strict_model is set: use {successor!r}")
+        raise ConfigError(f"{key} {asked!r} is retired at OpenAI, and strict_model is set: use {successor!r}")
     return successor
 
 
@@ -316,5 +324,5 @@ def plan_evaluation(settings: Settings) -> EvaluationSpec:
         positions=tuple(wanted.positions),
         layer_sets=tuple(wanted.layer_sets),
         max_new_tokens=wanted.max_new_tokens,
-        judge_model=wanted.judge_model,
+        judge_model=resolve_judge(settings, "evaluation.judge_model", wanted.judge_model),
     )

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -25,7 +25,7 @@ import httpx2
 import openai
 
 from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherError, TeacherPaced, TeacherRefused
-from factory.limits import Limits, Outcomes, claimed, hold_claim
+from factory.limits import Limits, Outcomes, Pace, claimed, hold_claim
 from factory.log import log
 from factory.run import TeacherSpec
 from factory.spending import Purse, likely_tokens, most_tokens, price_of, worst_case
@@ -56,15 +56,14 @@ def endpoint_name(base_url: str | None) -> str:
     return (urlsplit(base_url).hostname or "the server") if base_url else "OpenAI"
 
 
-def build_request(spec: TeacherSpec, prompt: str, attempt: int = 0, model: str | None = None) -> dict[str, Any]:
+def build_request(spec: TeacherSpec, prompt: str, attempt: int = 0) -> dict[str, Any]:
     """The body of a request: equal bodies are one request, and paid once.
 
     Two profiles: OpenAI takes ``max_completion_tokens`` and a reasoning effort, and its reasoning
     models no temperature while they reason; a compatible server gets what all of them know.
     """
-    name = model or spec.model
     body: dict[str, Any] = {
-        "model": name,
+        "model": spec.model,
         "messages": [{"role": "user", "content": prompt}],
         "temperature": spec.temperature,
         "reasoning_effort": spec.reasoning_effort,
@@ -74,8 +73,8 @@ def build_request(spec: TeacherSpec, prompt: str, attempt: int = 0, model: str |
         body["max_tokens"] = spec.max_response_tokens
     else:
         body["max_completion_tokens"] = spec.max_response_tokens
-        body["reasoning_effort"] = spec.reasoning_effort or QUIET.get(name)
-        if REASONING_MODELS.match(name) and body["reasoning_effort"] != "none":
+        body["reasoning_effort"] = spec.reasoning_effort or QUIET.get(spec.model)
+        if REASONING_MODELS.match(spec.model) and body["reasoning_effort"] != "none":
             body["temperature"] = None
     return {key: value for key, value in body.items() if value is not None}
 
@@ -128,8 +127,9 @@ class Cluster:
 class Teacher:
     """An endpoint, a model, and the store that remembers its replies.
 
-    ``cluster``: None in a process of its own, where there is nobody to share limits with. No call
-    begins after ``deadline`` (of ``time.monotonic()``): who asks has a worker to give back.
+    ``cluster``: None in a process of its own, where there is nobody to share limits with, and
+    ``pace`` alone is kept. No call begins after ``deadline`` (of ``time.monotonic()``): who asks
+    has a worker to give back.
     """
 
     spec: TeacherSpec
@@ -137,6 +137,7 @@ class Teacher:
     store: Store
     payer: Payer
     cluster: Cluster | None = None
+    pace: Pace = field(default_factory=Pace)
     deadline: float = math.inf
 
     @property
@@ -146,7 +147,7 @@ class Teacher:
         seconds = timeout.read if isinstance(timeout, httpx2.Timeout) else timeout
         return float(seconds or 0.0)
 
-    def ask(self, prompt: str, attempt: int = 0, model: str | None = None) -> Reply:
+    def ask(self, prompt: str, attempt: int = 0) -> Reply:
         """The teacher's answer to ``prompt``; ``attempt`` above 0 asks for another one.
 
         Raises:
@@ -156,7 +157,7 @@ class Teacher:
             BadReply: nothing usable came back, or had come back to the same request.
             PairRejected: the server will never answer this prompt.
         """
-        request = build_request(self.spec, prompt, attempt, model)
+        request = build_request(self.spec, prompt, attempt)
         key = request_key(self.spec, request)
         record = stored_reply(self.store, key) or self._make_call(key, request, prompt)
         if record["bad"]:
@@ -169,6 +170,7 @@ class Teacher:
         if time.monotonic() > self.deadline:
             raise TeacherPaced("the worker's calls are all taken", 1.0)
         if self.cluster is None:
+            self.pace.await_turn()
             return self._send(key, request, prompt)
         with claimed(self.cluster.limits.counters, key, uuid.uuid4().hex):
             known = stored_reply(self.store, key)  # another worker may just have got it
@@ -193,7 +195,8 @@ class Teacher:
         finally:
             if cluster.purse:
                 cluster.purse.settle(key, cost)
-        cluster.limits.refund(tokens - sum(record["usage"].values()))
+        used = sum(record["usage"].values()) or likely_tokens(prompt) + likely_tokens(record["text"])
+        cluster.limits.refund(tokens - used)
         cluster.outcomes.failed() if record["bad"] else cluster.outcomes.succeeded(key)
         return record
 
@@ -283,26 +286,34 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def read_completion(completion: Any) -> dict[str, Any]:
     """What of a completion is kept; ``bad`` says why it cannot be used, or None."""
     choices = getattr(completion, "choices", None)
-    if not choices or not choices[0].message:
-        return _bad("empty" if choices is not None else "not_json")
-    choice = choices[0]
-    text = choice.message.content
+    if not isinstance(choices, list):
+        return _bad("not_json")
+    choice = choices[0] if choices else None
+    message = getattr(choice, "message", None)
+    text, finish_reason = getattr(message, "content", None), getattr(choice, "finish_reason", None)
     bad = None
-    if choice.finish_reason in ("length", "content_filter"):
-        bad = str(choice.finish_reason)
-    elif getattr(choice.message, "refusal", None):
+    if finish_reason in ("length", "content_filter"):
+        bad = str(finish_reason)
+    elif getattr(message, "refusal", None):
         bad = "refusal"
     elif not isinstance(text, str) or not text.strip():
         bad = "empty"
-    usage = completion.usage
     return {
         "bad": bad,
         "text": text.strip() if isinstance(text, str) else "",
-        "model": str(completion.model),
-        "finish_reason": str(choice.finish_reason),
-        "usage": {"input": usage.prompt_tokens, "output": usage.completion_tokens} if usage else {},
+        "model": str(getattr(completion, "model", "")),
+        "finish_reason": str(finish_reason),
+        "usage": _usage(getattr(completion, "usage", None)),
         "request_id": getattr(completion, "_request_id", None),
     }
+
+
+def _usage(usage: Any) -> dict[str, int]:
+    """Tokens of a call, or nothing where the server does not say both."""
+    read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+    if type(read) is not int or type(written) is not int or min(read, written) < 0:
+        return {}
+    return {"input": read, "output": written}
 
 
 def _bad(reason: str) -> dict[str, Any]:

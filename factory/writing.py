@@ -27,7 +27,7 @@ from factory.errors import (
     TeacherRefused,
 )
 from factory.gates import Verdict, check_answer, check_pair, find_duplicates, reject
-from factory.judge import judge_pair, judge_prompt
+from factory.judge import as_judge, judge_pair, judge_prompt, judge_spec
 from factory.pairs import ContrastivePair
 from factory.run import TeacherSpec
 from factory.store import Store
@@ -62,9 +62,11 @@ def write_pair(teacher: Teacher, style: Style, question: str, batch: int) -> Con
     if not between.passed and positive.attempt == 0:
         positive = _answer(teacher, style, question, positive_prompt, positive=True, attempts=ATTEMPTS[1:])
         between = check_pair(positive.reply.text, negative.reply.text)
-    judged, judge_replies = Verdict({}), list[Reply]()
+    judged, judge_replies = Verdict({}), list[dict[str, Any]]()
     if between.passed and teacher.spec.judge_model:
-        judged, judge_replies = judge_pair(teacher, style, question, positive.reply.text, negative.reply.text)
+        judge = as_judge(teacher, teacher.spec.judge_model)
+        judged, replies = judge_pair(judge, style, question, positive.reply.text, negative.reply.text)
+        judge_replies = [describe(reply, judge) for reply in replies]
     checks = {
         "positive": positive.verdict.figures,
         "negative": negative.verdict.figures,
@@ -91,7 +93,7 @@ def write_pair(teacher: Teacher, style: Style, question: str, batch: int) -> Con
     if reasons:
         raise reject(question, Verdict(checks, reasons), **_evidence(pair))
     if judge_replies:
-        pair.extra["provenance"]["judge"] = [describe(reply, teacher) for reply in judge_replies]
+        pair.extra["provenance"]["judge"] = judge_replies
     return pair
 
 
@@ -176,7 +178,7 @@ def stored_replies(store: Store, spec: TeacherSpec, style: Style, question: str)
                 break
             yield reply
             if spec.judge_model and reply["text"]:
-                asked = build_request(spec, judge_prompt(style, question, reply["text"]), model=spec.judge_model)
+                asked = build_request(judge_spec(spec, spec.judge_model), judge_prompt(style, question, reply["text"]))
                 judged = stored_reply(store, request_key(spec, asked))
                 if judged:
                     yield judged

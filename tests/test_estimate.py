@@ -84,6 +84,17 @@ def test_a_retired_model_is_replaced_aloud_or_refused(store, tmp_path, monkeypat
         plan_run(Settings(**NEW, strict_model=True), store, tmp_path)
 
 
+def test_a_retired_judge_is_replaced_or_refused_like_a_teacher(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    judged = Settings(**NEW, judge_model="gpt-4", evaluation={"judge_model": "gpt-3.5-turbo"})
+    spec = plan_run(judged, store, tmp_path).spec
+    assert (spec.teacher.judge_model, spec.evaluation.judge_model) == ("gpt-6-luna", "gpt-6-luna")
+    local = judged.model_copy(update={"base_url": "http://127.0.0.1:1/v1"})
+    assert plan_run(local, store, tmp_path).spec.teacher.judge_model == "gpt-4"
+    with pytest.raises(ConfigError, match="judge_model 'gpt-4' is retired"):
+        plan_run(Settings(**NEW, teacher_model="gpt-6-luna", judge_model="gpt-4", strict_model=True), store, tmp_path)
+
+
 def test_extending_keeps_the_batches_there_are_and_adds_new_ones(store, tmp_path):
     own = Settings(
         styles=["step_by_step_reasoning"], base_url="http://127.0.0.1:1/v1", additional_questions=["Why do cats purr?"]

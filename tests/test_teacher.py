@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+import time
+import uuid
 
 import httpx2
 import openai
@@ -11,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherRefused
+from factory.judge import as_judge, judge_answers
+from factory.limits import Pace
 from factory.run import TeacherSpec
 from factory.store import Store
 from factory.styles import parse_style
@@ -142,6 +148,40 @@ def test_a_200_with_nothing_usable_is_kept_and_never_asked_again(store, response
             teacher.ask("hello")
         assert bad.value.reason == reason
     assert len(server.bodies) == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=5), inside, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    body=JSON,
+    part=st.sampled_from([(), ("choices",), ("choices", 0), ("choices", 0, "message"), ("usage",), ("model",)]),
+)
+def test_whatever_json_a_server_sends_is_kept_and_priced_and_raises_no_other_error(body, part):
+    store, content = Store(f"memory://{uuid.uuid4().hex}"), completion("An answer.")
+    place = content
+    for name in part[:-1]:
+        place = place[name]
+    if part:
+        place[part[-1]] = body
+    teacher = teacher_at(Scripted(httpx2.Response(200, json=content if part else body)), store)
+    with contextlib.suppress(BadReply):
+        reply = teacher.ask("hello")
+        assert reply.text == "An answer."
+        assert reply.cost_usd >= 0
+    (name,) = store.names("replies")
+    assert store.read_json(f"replies/{name}")["cost_usd"] >= 0
+
+
+def test_a_server_that_does_not_count_is_taken_at_the_worst(store):
+    content = completion("word " * 20) | {"usage": {"prompt_tokens": None, "completion_tokens": 3}}
+    reply = teacher_at(Scripted(httpx2.Response(200, json=content)), store).ask("hello")
+    assert reply.usage == {}
+    assert reply.cost_usd >= (len("hello") * 1.0 + 20 * 4.0) / 1e6
 
 
 @pytest.mark.parametrize(
@@ -295,3 +335,70 @@ def test_a_judge_rejects_what_is_not_in_the_style(store):
         assert len(court.bodies) == 4
         assert draw_bill(store, spec, STYLE, ["Why?"], Payer("run", "steps", 0)).paid_calls == 4
     assert not made.pairs
+
+
+class Bench(Scripted):
+    """A teacher that writes, and a judge that says one thing for ever."""
+
+    def __init__(self, verdict: httpx2.Response) -> None:
+        super().__init__()
+        self.verdict = verdict
+
+    def answer(self, request):
+        body = json.loads(request.content)
+        if body["model"] == "judge":
+            self.bodies.append(body)
+            return self.verdict
+        return super().answer(request)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "unreadable"),
+    [
+        (said("I like both of them."), "I like both of them."),
+        (said("style: 400\ncoherence: 4"), "style: 400\ncoherence: 4"),
+        (said("style: 9", finish_reason="length"), "length"),
+        (httpx2.Response(400, json={"error": {"message": "too long"}}), "bad_request"),
+    ],
+)
+def test_a_verdict_without_scores_fails_nobody_and_is_written_down(store, verdict, unreadable):
+    bench = Bench(verdict)
+    spec = LOCAL.model_copy(update={"judge_model": "judge"})
+    made = write_batch(teacher_at(bench, store, spec), STYLE, ["Why?"], max_concurrent=1)
+    assert made.rejected == []
+    assert made.pairs[0].extra["checks"]["judge"] == {
+        side: {"unreadable": unreadable} for side in ("positive", "negative")
+    }
+
+
+def test_a_judge_is_asked_for_its_likeliest_scores_and_named_in_the_provenance(store):
+    bench = Bench(said("style: 50\ncoherence: 80"))
+    spec = LOCAL.model_copy(update={"judge_model": "judge"})
+    teacher = teacher_at(bench, store, spec)
+    found = judge_answers(as_judge(teacher, "judge"), STYLE, ["Why?", "How?"], ["Because.", " "], max_concurrent=2)
+    assert found == (
+        {"model": "judge", "style": 50.0, "coherence": 80.0, "n": 1, "unreadable": 1},
+        pytest.approx(340e-6),
+    )
+    assert [body["temperature"] for body in bench.bodies] == [0.0]
+    bench.verdict = said("style: 90\ncoherence: 80")  # a judge who sees the style in everything
+    made = write_batch(teacher, STYLE, ["Why?"], max_concurrent=1)
+    assert made.reasons == {"judge_negative_style": 1}
+    bench.verdict = said("nothing")
+    pair = write_pair(teacher, STYLE, "How so?", 0)
+    assert [source["model_resolved"] for source in pair.extra["provenance"]["judge"]] == ["judge", "judge"]
+
+
+def test_a_process_of_its_own_keeps_a_pace_between_calls():
+    pace, started = Pace(0.05), []
+
+    def call() -> None:
+        pace.await_turn()
+        started.append(time.monotonic())
+
+    threads = [threading.Thread(target=call) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(started) - min(started) >= 4 * 0.05 - 0.01
