@@ -7,7 +7,7 @@ answered from it. This module knows neither the queue nor the models.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -71,7 +71,7 @@ class Ledger:
     def create(self, spec: RunSpec, batches: dict[str, list[BatchSpec]]) -> None:
         """Write down a run before its first message is sent."""
         for style, parts in batches.items():
-            self.store.write_json(self._key(style, "batches.json"), [part.model_dump(mode="json") for part in parts])
+            self.store.write_json(self._key(style, "batches.json"), [asdict(part) for part in parts])
         self.store.write_json(f"{self.run_id}/{RUN_FILE}", spec.model_dump(mode="json"))
 
     def record(self, style: str, step: Step, number: int, entry: dict[str, Any]) -> None:
@@ -268,7 +268,7 @@ def _load_spec(url: str, run_id: str) -> RunSpec:
 @lru_cache(maxsize=64)
 def _load_batches(url: str, run_id: str, style: str) -> tuple[BatchSpec, ...]:
     content = Store(url).require_json(f"{run_id}/{style}/batches.json")
-    return tuple(BatchSpec.model_validate(part) for part in content)
+    return tuple(BatchSpec(**part | {"questions": tuple(part["questions"])}) for part in content)
 
 
 def list_runs(store: Store) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -83,8 +84,12 @@ class EvaluationSpec(_Frozen):
         return [*self.first_parts, *CHECKS]
 
 
-class BatchSpec(_Frozen):
-    """One batch of a style: questions to be answered, or the store key of pairs that exist."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSpec:
+    """One batch of a style: questions to be answered, or the store key of pairs that exist.
+
+    Slots, as a worker holds all batches of a style.
+    """
 
     number: int
     questions: tuple[str, ...] = ()

@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from celery import Signature, chain
 from celery.canvas import _chain
 from celery.utils import uuid
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from factory.celery import app
 from factory.ledger import Ledger
@@ -43,11 +44,32 @@ class Step(BaseModel):
         return Signature(self.task, self.args, self.named, options, app=app, immutable=True)
 
 
+_Steps = TypeAdapter(tuple[Step, ...])
+
+
+@dataclass(frozen=True)
+class Chord:
+    """What is asked for: tasks that may run side by side, and the one behind them.
+
+    Members of ``header`` are immutable signatures (``task.si(...)``) or chains of them. Every task
+    must be able to run twice. ``body`` takes the list of results first, as in Celery; it may get
+    an empty one, so it reads what it needs from the store. Its error callbacks
+    (``body.on_error(...)``) also serve the header. ``ends_with`` is the file in the style's folder
+    that exists when the body has done its work (or its error callback has said that it failed).
+    """
+
+    name: str
+    header: Sequence[Signature]
+    body: Signature
+    ends_with: str = "result.json"
+
+
 class ChordRecord(BaseModel):
     """All that is needed to send a chord, or any part of it, once more.
 
-    ``members`` are the header: each one task, or several that run one after the other; the last is
-    the one that counts. ``ends_with`` names the file of the style's folder that the body writes last.
+    ``members`` are the header: each the JSON text of one step, or of several that run one after the
+    other; the last is the one that counts. They stay text until they are asked for, as a guard
+    holds the records of all open chords, and seldom needs more than one member.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,9 +78,13 @@ class ChordRecord(BaseModel):
     name: str
     group: str
     body: dict[str, Any]
-    members: tuple[tuple[Step, ...], ...]
+    members: tuple[str, ...]
     ends_with: str
     sent_at: float
+
+    def steps(self, number: int) -> tuple[Step, ...]:
+        """The steps of one member of the header."""
+        return _Steps.validate_json(self.members[number])
 
     @property
     def body_id(self) -> str:
@@ -71,54 +97,32 @@ class ChordRecord(BaseModel):
         return Signature.from_dict(self.body, app=app)
 
 
-def send_chord(
-    ledger: Ledger,
-    name: str,
-    header: Sequence[Signature],
-    body: Signature,
-    *,
-    style: str,
-    ends_with: str = "result.json",
-) -> ChordRecord:
+def send_chord(ledger: Ledger, style: str, chord: Chord) -> ChordRecord:
     """Write a chord of ``style`` down in the run's folder, then send it.
 
-    Members of ``header`` are immutable signatures (``task.si(...)``) or chains of them. Every task
-    must be able to run twice. ``body`` takes the list of results first, as in Celery; it may get
-    an empty one, so it reads what it needs from the store. Its error callbacks
-    (``body.on_error(...)``) also serve the header. ``ends_with`` is the file in the style's folder
-    that exists when the body has done its work (or its error callback has said that it failed).
-
     Raises:
-        ValueError: a member is not immutable.
+        ValueError: a member of the header is not immutable.
     """
-    record = write_chord(ledger, name, header, body, style=style, ends_with=ends_with)
+    record = write_chord(ledger, style, chord)
     send_record(ledger, record)
     return record
 
 
-def write_chord(
-    ledger: Ledger,
-    name: str,
-    header: Sequence[Signature],
-    body: Signature,
-    *,
-    style: str,
-    ends_with: str = "result.json",
-) -> ChordRecord:
+def write_chord(ledger: Ledger, style: str, chord: Chord) -> ChordRecord:
     """The first half of :func:`send_chord`: ids are given, and nothing is sent."""
     group = uuid()
-    frozen = body.clone()
-    frozen.freeze(uuid(), group_id=group)
+    body = chord.body.clone()
+    body.freeze(uuid(), group_id=group)
     record = ChordRecord(
         style=style,
-        name=name,
+        name=chord.name,
         group=group,
-        body=dict(frozen),
-        members=tuple(tuple(_steps(member)) for member in header),
-        ends_with=ends_with,
+        body=dict(body),
+        members=tuple(_Steps.dump_json(tuple(_steps(member))).decode() for member in chord.header),
+        ends_with=chord.ends_with,
         sent_at=time.time(),
     )
-    ledger.open_chord(style, name, record.model_dump(mode="json"))
+    ledger.open_chord(style, chord.name, record.model_dump(mode="json"))
     return record
 
 
@@ -146,11 +150,12 @@ def send_record(ledger: Ledger, record: ChordRecord) -> None:
 def send_member(record: ChordRecord, number: int, start: int = 0) -> None:
     """Send one member of the header, under the ids it has; from its step ``start`` on."""
     body = record.body_signature
-    steps = [step.signature for step in record.members[number][start:]]
-    call = steps[0] if len(steps) == 1 else chain(steps)
+    steps = record.steps(number)
+    calls = [step.signature for step in steps[start:]]
+    call = calls[0] if len(calls) == 1 else chain(calls)
     errbacks = record.body["options"].get("link_error") or []
     call.apply_async(
-        task_id=record.members[number][-1].id,
+        task_id=steps[-1].id,
         group_id=record.group,
         group_index=number,
         chord=body,

@@ -15,7 +15,7 @@ from factory.errors import BrokerError
 from factory.ledger import Ledger
 from factory.plan import Plan
 from factory.store import Store
-from workers.chord import ChordRecord, retire_chords, send_record, write_chord
+from workers.chord import Chord, ChordRecord, retire_chords, send_record, write_chord
 from workers.gpu import extract_batch
 from workers.reduce import reduce_vector, report_failure
 from workers.teacher import write_pairs
@@ -116,7 +116,7 @@ def write_style(ledger: Ledger, style: str) -> ChordRecord:
     body = reduce_vector.s(run, style).on_error(errback)
     header = [_batch(ledger, style, number) for number in ledger.missing_numbers(style)]
     ends_with = "chord-sweep.json" if ledger.spec.evaluation else "result.json"
-    return write_chord(ledger, "reduce", header, body, style=style, ends_with=ends_with)
+    return write_chord(ledger, style, Chord("reduce", header, body, ends_with))
 
 
 def _batch(ledger: Ledger, style: str, number: int) -> Signature:

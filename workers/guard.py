@@ -99,14 +99,14 @@ class Guard:
         self, ledger: Ledger, record: ChordRecord, files: set[str], in_flight: set[str], repairs: dict[str, int]
     ) -> None:
         open_members = _open_members(record, files)
-        lost = [n for n in open_members if not any(step.id in in_flight for step in record.members[n])]
+        lost = [n for n in open_members if not any(step.id in in_flight for step in record.steps(n))]
         lost = _without_results(record, lost)
         if ledger.paused():  # nothing asks the teacher until a person has acted
-            lost = [n for n in lost if _first_open_step(record, n, files) == len(record.members[n]) - 1]
-        due = [n for n in lost if self._is_due(record.members[n][-1].id)]
+            lost = [n for n in lost if _first_open_step(record, n, files) == len(record.steps(n)) - 1]
+        due = [n for n in lost if self._is_due(record.steps(n)[-1].id)]
         for number in due:
             send_member(record, number, _first_open_step(record, number, files))
-            self._missed.pop(record.members[number][-1].id)
+            self._missed.pop(record.steps(number)[-1].id)
         if due:
             log.warning("guard: %d lost batches of chord %s sent again", len(due), record.name)
             repairs["sent_again"] = repairs.get("sent_again", 0) + len(due)
@@ -132,7 +132,7 @@ class Guard:
 
 def _open_members(record: ChordRecord, files: set[str]) -> list[int]:
     """Numbers of the members that the ledger does not know as done."""
-    return [number for number, steps in enumerate(record.members) if _ledger_file(steps[-1]) not in files]
+    return [number for number in range(len(record.members)) if _ledger_file(record.steps(number)[-1]) not in files]
 
 
 def _ledger_file(step: Step) -> str | None:
@@ -142,16 +142,16 @@ def _ledger_file(step: Step) -> str | None:
 
 
 def _first_open_step(record: ChordRecord, number: int, files: set[str]) -> int:
-    steps = record.members[number]
+    steps = record.steps(number)
     return next((at for at, step in enumerate(steps[:-1]) if _ledger_file(step) not in files), len(steps) - 1)
 
 
 def _without_results(record: ChordRecord, numbers: Sequence[int]) -> list[int]:
     """Those of ``numbers`` whose tasks have not stored a SUCCESS."""
-    asked = [number for number in numbers if _ledger_file(record.members[number][-1]) is None]
+    asked = [number for number in numbers if _ledger_file(record.steps(number)[-1]) is None]
     if not asked:
         return list(numbers)
-    keys = [app.backend.get_key_for_task(record.members[number][-1].id) for number in asked]
+    keys = [app.backend.get_key_for_task(record.steps(number)[-1].id) for number in asked]
     stored = app.backend.client.mget(keys)
     done = {n for n, raw in zip(asked, stored, strict=True) if raw and json.loads(raw)["status"] == "SUCCESS"}
     return [number for number in numbers if number not in done]

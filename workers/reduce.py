@@ -12,7 +12,7 @@ from factory.evaluation_steps import conclude_step, give_up_evaluation, missing_
 from factory.ledger import Ledger
 from factory.log import log
 from factory.steps import reduce_step
-from workers.chord import send_chord
+from workers.chord import Chord, send_chord
 from workers.gpu import evaluate_part
 from workers.step import step_of
 
@@ -50,7 +50,7 @@ def _send_parts(ledger: Ledger, style: str, body: Signature, *, checks: bool) ->
     queue = ledger.spec.gpu_queue
     header = [evaluate_part.si(ledger.run_id, style, number).set(queue=queue) for number in numbers]
     name, ends_with = ("checks", "result.json") if checks else ("sweep", "chord-checks.json")
-    send_chord(ledger, name, header, body, style=style, ends_with=ends_with)
+    send_chord(ledger, style, Chord(name, header, body, ends_with))
 
 
 def _is_final(failed: AsyncResult) -> bool:
