@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from factory.config import Settings
 from factory.errors import RunPaused, TeacherRefused
+from factory.judge import judge_spec
 from factory.ledger import Ledger
 from factory.limits import CLAIM, WINDOW, Limits, Outcomes, open_counters
 from factory.log import log
+from factory.run import TeacherSpec
 from factory.spending import Purse
 from factory.teacher import ON_THE_WAY, Cluster, Payer, Teacher, check_model, endpoint_name, open_client
 from factory.writing import draw_bill
@@ -22,7 +24,19 @@ def open_teacher(ledger: Ledger, payer: Payer, settings: Settings, broker_url: s
     Raises:
         TeacherRefused: no key, no such model at OpenAI, or a budget that cannot be counted here.
     """
-    spec = ledger.spec.teacher
+    return _open(ledger.spec.teacher, ledger, payer, settings, broker_url)
+
+
+def open_judge(ledger: Ledger, payer: Payer, settings: Settings, broker_url: str, model: str) -> Teacher:
+    """The judge of a run's evaluation, at the teacher's endpoint, within the same limits and budget.
+
+    Raises:
+        TeacherRefused: as for :func:`open_teacher`.
+    """
+    return _open(judge_spec(ledger.spec.teacher, model), ledger, payer, settings, broker_url)
+
+
+def _open(spec: TeacherSpec, ledger: Ledger, payer: Payer, settings: Settings, broker_url: str) -> Teacher:
     client = open_client(spec, settings.api_key_env, settings.answer_timeout)
     if spec.base_url is None:
         for model in filter(None, (spec.model, spec.judge_model)):
@@ -55,6 +69,7 @@ def spent_usd(ledger: Ledger) -> float:
     spec, total = ledger.spec, 0.0
     for part in spec.styles:
         style = part.style.name
+        total += sum(entry.get("cost_usd", 0.0) for entry in ledger.judged(style))
         for batch in ledger.batches(style):
             entry = ledger.entry(style, "written", batch.number)
             if entry is not None:

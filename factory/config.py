@@ -51,7 +51,7 @@ class ExtractionSettings(_Section):
 class OutputSettings(_Section):
     """What is written beside the vectors."""
 
-    save_intermediate_files: bool = Field(False, description="keep each pair's differences after the run")
+    save_intermediate_files: bool = Field(False, description="copy each pair's differences to intermediate/")
     generate_analysis_reports: bool = Field(True, description="evaluate at the end of a run and write its report")
     copy_to_sam_assets: bool = Field(True, description="copy vectors and templates to sam_assets_dir")
     sam_assets_dir: str = Field("sam/assets/steering_vectors", description="folder under the output folder")

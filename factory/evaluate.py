@@ -22,6 +22,7 @@ from torch import Tensor
 from factory.answers import Questioning, ask, perplexities
 from factory.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, share_right
 from factory.errors import ConfigError
+from factory.judge import Scorer
 from factory.pairs import sha256_of
 from factory.probe import Probe, Reading, apply_setting, layers_of
 from factory.run import BASELINES, CONTROLS, EvaluationSpec
@@ -62,6 +63,7 @@ class Examiner:
     style: Style
     spec: EvaluationSpec
     store: Store
+    scorer: Scorer | None = None
 
     def examine(self, part: str, done: Mapping[str, Entry]) -> Entry:
         """Do one part; ``done`` holds the parts that it builds on."""
@@ -117,6 +119,7 @@ class Examiner:
             "setting": setting.to_json(),
             "layers": steering.vector.layer_indices,
             "figures": score(answers, self.style),
+            **self._judged(self.spec.choice_questions, answers),
             "openings": reading["openings"],
             "moved": reading["moved"],
             "answers": questioning.key(self.target),
@@ -129,7 +132,15 @@ class Examiner:
         answers = ask(self.target, questioning, self.store)
         sample = slice(SAMPLE if part in SURPRISED else 0)
         surprise = perplexities(self.target, questions[sample], answers[sample])
-        return {"figures": score(answers, self.style, surprise), "answers": questioning.key(self.target)}
+        figures = {"figures": score(answers, self.style, surprise), **self._judged(questions, answers)}
+        return figures | {"answers": questioning.key(self.target)}
+
+    def _judged(self, questions: Sequence[str], answers: Sequence[str]) -> Entry:
+        """What a judge says of the answers, if there is one, and what that cost."""
+        if self.scorer is None:
+            return {}
+        judged, cost = self.scorer(questions, answers)
+        return {"judged": judged, "cost_usd": cost}
 
     def _steering(self, part: str, setting: Setting) -> Steering:
         steering = apply_setting(self.vector, setting)
@@ -205,7 +216,8 @@ class Evaluation:
     ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
     ``interval`` its 95 % bootstrap interval; ``marker_gain`` the gain in markers an answer.
     ``measured`` holds the figures of each state of the model, ``cells`` those of the settings that
-    answered, ``gate`` what the cheap gate read of every setting.
+    answered, ``gate`` what the cheap gate read of every setting; ``judged`` a judge's scores of
+    each state, if one was asked.
     """
 
     style: str
@@ -223,6 +235,7 @@ class Evaluation:
     capability: dict[str, Any]
     specificity: dict[str, float]
     settings: dict[str, Any]
+    judged: dict[str, dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as plain data."""
@@ -259,6 +272,7 @@ def conclude(
             "max_new_tokens": spec.max_new_tokens,
             "max_loops": spec.max_loops,
         },
+        judged={part: done[part]["judged"] for part in (*BASELINES, "steered", *CONTROLS) if "judged" in done[part]},
     )
 
 
@@ -270,7 +284,7 @@ def _advise(advice: str, verdict: str, prompted: float) -> str:
 
 
 def _without_gate(cell: Entry) -> Entry:
-    return {name: value for name, value in cell.items() if name != "gate"}
+    return {name: value for name, value in cell.items() if name not in ("gate", "cost_usd")}
 
 
 def judge(
@@ -315,18 +329,20 @@ def evaluate(
     spec: EvaluationSpec,
     *,
     store: Store | None = None,
+    scorer: Scorer | None = None,
     after: Callable[[str], None] = lambda part: None,
 ) -> tuple[Evaluation, dict[str, Entry]]:
     """Evaluate a vector here, in this process; also returns what became of every part.
 
-    ``store`` keeps answers (default: memory); ``after`` is told each part that is done.
+    ``store`` keeps answers (default: memory); ``scorer`` scores them beside the style's markers;
+    ``after`` is told each part that is done.
 
     Raises:
         VectorError: the vector is for another model.
         ConfigError: the sweep's layer sets hold none of the vector's layers.
     """
     store = store or Store("memory://evaluation")
-    examiner = Examiner(target, vector, style, spec, store)
+    examiner = Examiner(target, vector, style, spec, store, scorer)
     done: dict[str, Entry] = {}
     for part in spec.parts:
         done[part] = examiner.examine(part, done)

@@ -7,14 +7,21 @@ fails is still a vector: the style ends as done, and says that it was not evalua
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from factory.cluster import open_judge
 from factory.config import Settings
-from factory.errors import StoreError
+from factory.errors import StoreError, TeacherRefused
+from factory.judge import Scorer, make_scorer
 from factory.ledger import Ledger
 from factory.log import log
 from factory.pairs import sha256_of
+from factory.run import EvaluationSpec
 from factory.steps import target_of
+from factory.teacher import Payer
+from factory.writing import PATIENCE
 
 if TYPE_CHECKING:
     from factory.evaluate import Evaluation
@@ -31,12 +38,17 @@ def missing_parts(ledger: Ledger, style: str, *, checks: bool) -> list[int]:
     return [number for number in (range(n_first, n_all) if checks else range(n_first)) if number not in done]
 
 
-def evaluate_step(ledger: Ledger, style: str, number: int, settings: Settings) -> None:
-    """Do one part of a style's evaluation with the target model.
+def evaluate_step(
+    ledger: Ledger, style: str, number: int, settings: Settings, broker_url: str = "", *, patient: bool = True
+) -> None:
+    """Do one part of a style's evaluation with the target model, and ask the judge if the run has one.
+
+    ``broker_url``: where workers count calls and money together. Not ``patient``: without the judge.
 
     Raises:
         ConfigError, TargetError: the model cannot be used here.
         StoreError: the vector, or a part that this one builds on, is missing.
+        TeacherBusy: the judge is not through; answers and replies are kept, so try again.
     """
     if ledger.entry(style, "evaluated", number):
         return
@@ -47,9 +59,34 @@ def evaluate_step(ledger: Ledger, style: str, number: int, settings: Settings) -
         return
     part = spec.parts[number]
     target = target_of(ledger.spec.extraction, settings)
-    examiner = Examiner(target, _vector(ledger, style), ledger.spec.style_run(style).style, spec, ledger.store)
+    scorer = _scorer(ledger, style, number, settings, broker_url) if patient else _missing_judge(spec)
+    vector, words = _vector(ledger, style), ledger.spec.style_run(style).style
+    examiner = Examiner(target, vector, words, spec, ledger.store, scorer)
     ledger.record(style, "evaluated", number, examiner.examine(part, done_parts(ledger, style)))
     log.info("evaluation: %s done", part)
+
+
+def _scorer(ledger: Ledger, style: str, number: int, settings: Settings, broker_url: str) -> Scorer | None:
+    """The run's judge, who has some minutes for this part; None without one."""
+    spec = ledger.spec.evaluation
+    if spec is None or spec.judge_model is None:
+        return None
+    payer = Payer(ledger.run_id, style, -1 - number)  # below 0: no batch of pairs
+    try:
+        judge = open_judge(ledger, payer, settings, broker_url, spec.judge_model)
+    except TeacherRefused as error:
+        return _silent(spec.judge_model, str(error))
+    judge = replace(judge, deadline=time.monotonic() + min(PATIENCE, settings.visibility_timeout / 5))
+    return make_scorer(judge, ledger.spec.style_run(style).style, max_concurrent=settings.max_concurrent_calls)
+
+
+def _missing_judge(spec: EvaluationSpec) -> Scorer | None:
+    return _silent(spec.judge_model, "the judge did not answer in time") if spec.judge_model else None
+
+
+def _silent(model: str, why: str) -> Scorer:
+    """No scores, and why."""
+    return lambda questions, answers: ({"model": model, "failed": why}, 0.0)
 
 
 def done_parts(ledger: Ledger, style: str) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,8 @@ from factory.pairs import write_atomically
 from factory.plan import dataset_path
 from factory.styles import Style
 
+INTERMEDIATE = "intermediate"  # folder under the output folder for the differences of single pairs
+
 if TYPE_CHECKING:  # 'svf enqueue' imports this module's neighbours on machines without torch
     from factory.vector import SteeringVector
 
@@ -87,7 +89,26 @@ def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSet
     write_atomically(run_path(path), json.dumps(_about_run(ledger, style.name), indent=2) + "\n")
     if settings.copy_to_sam_assets:
         write_sam_assets(style, vector, output / settings.sam_assets_dir)
+    if ledger.spec.keep_differences:
+        write_differences(ledger, style.name, output / INTERMEDIATE / style.name)
     return path
+
+
+def write_differences(ledger: Ledger, style: str, folder: Path) -> None:
+    """Copy each batch's differences out of the store, as they were averaged: one safetensors file a batch.
+
+    Raises:
+        StoreError: a batch is gone from the store, or damaged.
+    """
+    for batch in ledger.batches(style):
+        entry = ledger.entry(style, "extracted", batch.number)
+        if entry is None or entry["key"] is None:
+            continue  # the batch was given up: there is nothing of it
+        content = ledger.store.read_sealed(entry["key"])
+        if content is None:
+            lost = ledger.store.path(entry["key"])
+            raise StoreError(f"{lost} is gone: batch {batch.number} of style {style!r}; 'svf resume' makes it")
+        write_atomically(folder / f"batch-{batch.number:05d}.safetensors", content)
 
 
 def write_companions(ledger: Ledger, style: str, output: Path) -> None:

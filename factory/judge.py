@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextvars
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
-from factory.errors import BadReply, PairRejected, TeacherBusy
+from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherRefused
 from factory.gates import Verdict
-from factory.run import TeacherSpec
+from factory.run import BASELINES, CONTROLS, EvaluationSpec, TeacherSpec
 from factory.styles import Style
 from factory.teacher import Reply, Teacher
 
+# Scores the answers that a target model gave to questions: the figures, and what they cost in USD.
+Scorer = Callable[[Sequence[str], Sequence[str]], tuple[dict[str, Any], float]]
 IN_STYLE = 60  # of 100: a positive below it is not in the style
 PLAIN = 40  # of 100: a negative above it is in the style
 COHERENT = 50  # of 100: below it an answer is not worth reading
@@ -68,7 +70,8 @@ def read_scores(reply: str) -> dict[str, int] | None:
 def judge_spec(spec: TeacherSpec, model: str) -> TeacherSpec:
     """How a judge is asked: at the teacher's endpoint, for the likeliest scores."""
     temperature = None if spec.temperature is None else 0.0  # a server may know no temperature
-    return spec.model_copy(update={"model": model, "requested_model": model, "temperature": temperature})
+    named = {"model": model, "requested_model": model, "judge_model": None}
+    return spec.model_copy(update={**named, "temperature": temperature})
 
 
 def as_judge(teacher: Teacher, model: str) -> Teacher:
@@ -132,6 +135,25 @@ def judge_answers(
         name: round(fmean(score[name] for score in scores), 2) if scores else None for name in ("style", "coherence")
     }
     return {"model": judge.spec.model, **means, "n": len(scores), "unreadable": len(verdicts) - len(scores)}, sum(paid)
+
+
+def count_judged(spec: EvaluationSpec) -> int:
+    """How many answers of one vector's evaluation a judge scores."""
+    controls = len(CONTROLS) * len(spec.questions[::2])
+    cells = (len(spec.first_parts) - len(BASELINES)) * len(spec.choice_questions)
+    return cells + (len(BASELINES) + 1) * len(spec.questions) + controls
+
+
+def make_scorer(judge: Teacher, style: Style, *, max_concurrent: int) -> Scorer:
+    """Scores by a judge. One that refuses leaves ``failed`` in the place of scores: the markers do without it."""
+
+    def score(questions: Sequence[str], answers: Sequence[str]) -> tuple[dict[str, Any], float]:
+        try:
+            return judge_answers(judge, style, questions, answers, max_concurrent=max_concurrent)
+        except TeacherRefused as error:
+            return {"model": judge.spec.model, "failed": str(error)}, 0.0
+
+    return score
 
 
 def _patiently(judge: Teacher, style: Style, question: str, answer: str) -> tuple[dict[str, Any], Reply | None]:

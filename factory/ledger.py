@@ -220,12 +220,13 @@ class Ledger:
         result = self.result(style)
         written = [self.entry(style, "written", n) or {} for n in sorted(self.done_numbers(style, "written"))]
         extracted = [self.entry(style, "extracted", n) or {} for n in sorted(self.done_numbers(style, "extracted"))]
+        reduced = self.entry(style, "reduced", 0)
         reasons: dict[str, int] = {}
-        for entry in [*written, *extracted]:
+        for entry in [*written, *extracted, *([reduced] if reduced else [])]:
             for reason, count in entry.get("reasons", {}).items():
                 reasons[reason] = reasons.get(reason, 0) + count
         started = bool(written or extracted)
-        running = "evaluating" if self.entry(style, "reduced", 0) else "running" if started else "waiting"
+        running = "evaluating" if reduced else "running" if started else "waiting"
         pause = self.paused() if part.from_teacher and not result else None
         readable = len(written) + sum(1 for batch in self.batches(style) if batch.pairs_key)
         if pause and readable < part.n_batches and len(extracted) >= readable:
@@ -238,12 +239,21 @@ class Ledger:
             extracted=sum(entry["n_pairs"] for entry in extracted),
             failed=sum(reasons.values()),
             reasons=reasons,
-            spent_usd=sum(entry.get("cost_usd", 0.0) for entry in written),
+            spent_usd=sum(entry.get("cost_usd", 0.0) for entry in [*written, *self.judged(style)]),
             message=result.get("message", "") if result else pause["message"] if pause else "",
             parts=len(self.spec.evaluation.parts) if self.spec.evaluation else 0,
             evaluated=len(self.done_numbers(style, "evaluated")),
             peak_memory_mib=max((entry.get("peak_memory_mib", 0) for entry in extracted), default=0),
         )
+
+    def judged(self, style: str) -> list[dict[str, Any]]:
+        """The parts of a style's evaluation for which a judge was asked, who may have cost something."""
+        evaluation = self.spec.evaluation
+        if evaluation is None or evaluation.judge_model is None:
+            return []
+        return [
+            self.entry(style, "evaluated", number) or {} for number in sorted(self.done_numbers(style, "evaluated"))
+        ]
 
     def _key(self, style: str, name: str) -> str:
         return f"{self.run_id}/{style}/{name}"

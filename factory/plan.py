@@ -14,6 +14,7 @@ from pathlib import Path
 from factory.config import Settings, model_queue
 from factory.download import count_layers
 from factory.errors import ConfigError
+from factory.judge import judge_spec
 from factory.layers import check_layers
 from factory.log import log
 from factory.pairs import ContrastivePair, cut_batches, load_dataset, load_questions, number_batches
@@ -124,6 +125,9 @@ def plan_run(
         if choice.missing:
             _require_key(settings, request.style.name)
             require_price(teacher, settings.max_cost_usd)
+    evaluation = plan_evaluation(settings) if settings.output_config.generate_analysis_reports else None
+    if evaluation and evaluation.judge_model:
+        _require_judge(settings, judge_spec(teacher, evaluation.judge_model))
     parts: list[StyleRun] = []
     batches: dict[str, list[BatchSpec]] = {}
     for request, choice in zip(requests, choices, strict=True):
@@ -143,7 +147,7 @@ def plan_run(
         styles=tuple(parts),
         extraction=_extraction(settings),
         teacher=teacher,
-        evaluation=plan_evaluation(settings) if settings.output_config.generate_analysis_reports else None,
+        evaluation=evaluation,
         max_failed_fraction=settings.max_failed_fraction,
         min_pairs=settings.min_pairs,
         max_cost_usd=settings.max_cost_usd,
@@ -249,6 +253,17 @@ def _require_key(settings: Settings, style: str) -> None:
             f"style {style!r} has no dataset, and there is no API key to write one. Either set {variable} (or "
             f"--api-key, or base_url for a server of your own), or put {style}_pairs.jsonl into the datasets folder"
         )
+
+
+def _require_judge(settings: Settings, judge: TeacherSpec) -> None:
+    """Refuse an evaluation by a judge whom this machine could not ask, or whose price nobody knows."""
+    if find_key(settings.base_url, settings.api_key_env) is None:
+        variable = settings.api_key_env or OPENAI_KEY
+        raise ConfigError(
+            f"evaluation.judge_model is {judge.model!r}, and there is no API key to ask it: set {variable} (or "
+            "--api-key, or base_url for a server of your own), or remove evaluation.judge_model"
+        )
+    require_price(judge, settings.max_cost_usd)
 
 
 def _extraction(settings: Settings) -> ExtractionSpec:

@@ -192,7 +192,8 @@ def _reduce(ledger: Ledger, style: str) -> dict[str, Any]:
     content = vector.to_pt()
     ledger.store.write(ledger.vector_key(style), content)
     log.info("vector of %d pairs made", vector.metadata["pairs_used"])
-    return {"state": "done", "vector_sha256": sha256_of(content), "pairs_used": vector.metadata["pairs_used"]}
+    facts = {"vector_sha256": sha256_of(content), "pairs_used": vector.metadata["pairs_used"]}
+    return {"state": "done", **facts, **({"reasons": {"duplicate": len(repeated)}} if repeated else {})}
 
 
 def _check_failures(ledger: Ledger, part: StyleRun, n_repeated: int) -> None:

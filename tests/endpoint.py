@@ -42,6 +42,7 @@ class Endpoint(ThreadingHTTPServer):
         self.delay, self.fail, self.per_minute = delay, fail, per_minute
         self.status: int | None = None  # every call gets it
         self.code = ""
+        self.answer = answer_to  # what is said to a prompt
         self.arrivals: list[float] = []
         self.statuses: collections.Counter[int] = collections.Counter()
         self.paid: collections.Counter[str] = collections.Counter()  # answers sent with 200, by request
@@ -82,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.paid[name] += status == 200
         prompt = json.loads(body)["messages"][0]["content"]
         if status == 200:
-            content = completion(answer_to(prompt), model=json.loads(body)["model"])
+            content = completion(self.server.answer(prompt), model=json.loads(body)["model"])
         else:
             content = {"error": {"message": f"no: {self.headers.get('Authorization')}", "code": self.server.code}}
         self._send(status, content)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from factory.config import EvaluationSettings, Settings
@@ -17,16 +17,19 @@ SWEEP = EvaluationSettings(
 )
 
 
-def make_run(target_folder: Path, output: Path, store: Store, styles: Sequence[str]) -> tuple[Ledger, Settings]:
-    """A run of ``styles`` whose vectors are made and not evaluated yet."""
-    settings = Settings(
-        target_model=str(target_folder),
-        device="cpu",
-        load_in_8bit=False,
-        styles=list(styles),
-        extraction_config={"target_layers": "all", "recipe": "response_last"},
-        evaluation=SWEEP,
-    )
+def make_run(
+    target_folder: Path, output: Path, store: Store, styles: Sequence[str], changes: Mapping[str, object] | None = None
+) -> tuple[Ledger, Settings]:
+    """A run of ``styles`` whose vectors are made and not evaluated yet; ``changes`` are other settings."""
+    usual = {
+        "target_model": str(target_folder),
+        "device": "cpu",
+        "load_in_8bit": False,
+        "styles": list(styles),
+        "extraction_config": {"target_layers": "all", "recipe": "response_last"},
+        "evaluation": SWEEP,
+    }
+    settings = Settings.model_validate({**usual, **(changes or {})})
     plan = plan_run(settings, store, output, limit=6)
     ledger = Ledger(store, plan.spec.run_id)
     ledger.create(plan.spec, plan.batches)

@@ -5,10 +5,17 @@ python -m tests.llama_server PORT
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import subprocess
 import sys
 import threading
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+
+from factory.embedded import free_port
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -31,6 +38,31 @@ def serve(port: int) -> None:
     server = Server(params)
     print(server.listening_address, flush=True)
     threading.Event().wait()
+
+
+@contextlib.contextmanager
+def running_llama() -> Iterator[str]:
+    """The server as a process, until the block ends; its base URL."""
+    port = free_port()
+    words = [sys.executable, "-m", "tests.llama_server", str(port)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(words, cwd=Path(__file__).parents[1], **quiet)
+    try:
+        _await_health(port)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.kill()
+        server.wait(10)
+
+
+def _await_health(port: int, patience: float = 90) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return
+        assert time.monotonic() < deadline, "llama.cpp does not answer"
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -159,6 +159,7 @@ def test_a_pair_that_repeats_one_of_another_batch_does_not_count_whoever_wrote_f
     ids = [pair_id for batch in range(3) for pair_id in ids_of(ledger, style, batch)]
     assert vector.metadata["failures"] == [{"pair_id": ids[9], "reason": "duplicate"}]
     assert (vector.metadata["total_pairs"], vector.metadata["pairs_used"]) == (12, 11)
+    assert (ledger.progress(style).failed, ledger.progress(style).reasons) == (1, {"duplicate": 1})
     manifest = ledger.store.read_json(ledger.manifest_key(style))
     assert (manifest["pairs"], manifest["rejected"]) == (11, {"duplicate": 1})
     assert ids[1].encode() in ledger.store.read(ledger.rejected_key(style))

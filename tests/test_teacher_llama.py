@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Iterator
 
 import pytest
 
-from factory.embedded import free_port
 from factory.vector import SteeringVector
-from tests.conftest import ROOT
-from tests.llama_server import model_file
-from tests.test_teacher_cluster import until
+from tests.llama_server import model_file, running_llama
 
 STYLE = """\
 description: Explains to a small child.
@@ -33,31 +25,6 @@ What causes the seasons?
 Why is the sky blue?
 How do bees make honey?
 """
-
-
-@contextlib.contextmanager
-def running_llama() -> Iterator[str]:
-    """The server's base URL."""
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.llama_server", str(port)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def answers() -> bool:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-            return True
-        return False
-
-    try:
-        until(answers)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.kill()
-        server.wait(10)
 
 
 @pytest.mark.slow

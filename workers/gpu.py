@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 from celery import Task, shared_task
 
+from factory.errors import TeacherBusy
 from factory.evaluation_steps import evaluate_step
 from factory.steps import extract_step
 from workers.step import run_batch, step_of
+from workers.teacher import LONGEST_TROUBLE, come_back
 
 
 @shared_task(bind=True)
@@ -15,8 +19,16 @@ def extract_batch(task: Task, run: str, style: str, number: int) -> None:
     run_batch(task, run, style, number, extract_step)
 
 
-@shared_task(bind=True)
-def evaluate_part(task: Task, run: str, style: str, number: int) -> None:
-    """Do one part of the evaluation of a style's vector."""
+@shared_task(bind=True, max_retries=None)
+def evaluate_part(task: Task, run: str, style: str, number: int, failing_since: float | None = None) -> None:
+    """Do one part of the evaluation of a style's vector.
+
+    ``failing_since``: since when the run's judge, if it has one, keeps this part waiting (Unix time).
+    """
+    since = failing_since or time.time()
     with step_of(task, run, style) as (ledger, settings):
-        evaluate_step(ledger, style, number, settings)
+        try:
+            patient = time.time() - since < LONGEST_TROUBLE
+            evaluate_step(ledger, style, number, settings, str(task.app.conf.broker_url), patient=patient)
+        except TeacherBusy as error:
+            come_back(task, max(1.0, error.retry_after or 0.0), error, since)

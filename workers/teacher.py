@@ -35,7 +35,7 @@ def write_pairs(task: Task, run: str, style: str, number: int, failing_since: fl
         run_batch(task, run, style, number, write)
     except TeacherPaced as error:
         # Back before those who wait in their threads are through, or the allowance goes unused.
-        _come_back(task, (error.retry_after or 1.0) * random.uniform(0.3, 0.7), error, None)
+        come_back(task, (error.retry_after or 1.0) * random.uniform(0.3, 0.7), error, None)
     except TeacherBusy as error:
         count_trouble(task, "rate_limited" if error.retry_after else "error")
         since = failing_since or time.time()
@@ -46,7 +46,7 @@ def write_pairs(task: Task, run: str, style: str, number: int, failing_since: fl
             raise Ignore from None
         # Twice as long in trouble, twice as long until the next try; the jitter keeps workers apart.
         wait = max(1.0, min(trouble, 60.0)) * random.uniform(0.5, 1.0)
-        _come_back(task, max(wait, (error.retry_after or 0.0) + random.uniform(0.1, 1.0)), error, since)
+        come_back(task, max(wait, (error.retry_after or 0.0) + random.uniform(0.1, 1.0)), error, since)
     except RunPaused:
         raise Ignore from None  # neither done nor failed: 'svf resume' sends it again
 
@@ -56,7 +56,7 @@ def count_trouble(task: Task, kind: str) -> None:
     task.app.backend.client.hincrby(TROUBLE, kind, 1)
 
 
-def _come_back(task: Task, wait: float, error: FactoryError, failing_since: float | None) -> NoReturn:
+def come_back(task: Task, wait: float, error: FactoryError, failing_since: float | None) -> NoReturn:
     """Free the slot and try again in ``wait`` seconds."""
     named = {**task.request.kwargs, "failing_since": failing_since}
     task.request.retries = -1  # a wait is no failure: the count is for a store or broker that is away

@@ -12,10 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from factory.commands.options import config_option, hide_loading_bar, json_option, open_job
+from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job
 from factory.config import Settings
-from factory.plan import plan_evaluation
+from factory.errors import ConfigError
+from factory.judge import RUBRIC, count_judged, judge_spec, make_scorer
+from factory.limits import Pace
+from factory.plan import plan_evaluation, plan_teacher
+from factory.run import new_run_id
+from factory.spending import require_price, worst_case
 from factory.styles import Style, load_style
+from factory.teacher import Payer, Teacher, open_client
 
 if TYPE_CHECKING:
     from factory.evaluate import Evaluation
@@ -47,15 +53,17 @@ def evaluate(
     """
     from factory.vector import SteeringVector
 
+    job = open_job(config_file)
     swept = {"strengths": list(strengths), "layer_sets": list(layer_sets), "limit": limit}
-    settings = open_job(config_file).settings
+    settings = job.settings
     chosen = settings.evaluation.model_copy(update={key: value for key, value in swept.items() if value})
     settings = settings.model_copy(update={"evaluation": chosen})
     loaded = [SteeringVector.load(path) for path in vectors]
     styles = {vector.style_name: load_style(vector.style_name, settings.styles_dir) for vector in loaded}
     results = []
+    judge = _open_judge(job, settings, len(vectors))
     for path, vector in zip(vectors, loaded, strict=True):
-        evaluation, evaluated = _evaluate(vector, settings, styles)
+        evaluation, evaluated = _evaluate(vector, settings, styles, judge)
         if not keep:
             _write(evaluated, path)
         results.append(evaluation)
@@ -66,8 +74,35 @@ def evaluate(
     return 1 if any(result.verdict == "no effect" for result in results) else 0
 
 
+def _open_judge(job: Job, settings: Settings, n_vectors: int) -> Teacher | None:
+    """The judge, if there is one: its replies are kept in the store, like the teacher's.
+
+    Raises:
+        ConfigError: it could cost more than max_cost_usd. No one counts the money of a process that is
+            alone, so it is asked before.
+        TeacherRefused: there is no key for its endpoint.
+    """
+    spec = plan_evaluation(settings)
+    if spec.judge_model is None:
+        return None
+    asked = judge_spec(plan_teacher(settings), spec.judge_model)
+    require_price(asked, settings.max_cost_usd)
+    longest = max((*spec.questions, *spec.choice_questions), key=len) + "x" * 8 * spec.max_new_tokens + RUBRIC
+    n_answers = n_vectors * count_judged(spec)
+    most = n_answers * (worst_case(asked, asked.model, longest) or 0.0)
+    if settings.max_cost_usd is not None and most > settings.max_cost_usd:
+        raise ConfigError(
+            f"the judge {asked.model!r} could cost ${most:.4f} for {n_answers} answers, max_cost_usd is "
+            f"${settings.max_cost_usd:g}: raise it, or lower evaluation.limit, cells or max_response_tokens"
+        )
+    client = open_client(asked, settings.api_key_env, settings.answer_timeout)
+    rate = settings.calls_per_minute
+    pace = Pace(60 / rate if rate else 0.0)
+    return Teacher(asked, client, job.store, Payer(new_run_id(), "", 0), pace=pace)
+
+
 def _evaluate(
-    vector: SteeringVector, settings: Settings, styles: dict[str, Style]
+    vector: SteeringVector, settings: Settings, styles: dict[str, Style], judge: Teacher | None
 ) -> tuple[Evaluation, SteeringVector]:
     from dataclasses import replace
 
@@ -82,11 +117,16 @@ def _evaluate(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         row = bar.add_task(vector.style_name, total=len(spec.parts))
+        style = styles[vector.style_name]
+        scorer = make_scorer(judge, style, max_concurrent=settings.max_concurrent_calls) if judge else None
         evaluation, done = evaluate_vector(
-            target, vector, styles[vector.style_name], spec, store=store, after=lambda part: bar.advance(row)
+            target, vector, style, spec, store=store, scorer=scorer, after=lambda part: bar.advance(row)
         )
     specificity = specificity_of(store.require_json(done["steered"]["answers"]), styles)
     evaluation = replace(evaluation, specificity=specificity)
+    if judge:
+        cost = sum(entry.get("cost_usd", 0.0) for entry in done.values())
+        console.print(f"judge {judge.spec.model}: ${cost:.4f}")
     return evaluation, add_evaluation(vector, evaluation)
 
 
@@ -122,6 +162,7 @@ def _show(results: Sequence[Evaluation]) -> None:
         console.print(f"\n[bold]{result.style}[/bold]: {result.verdict}, effect {result.effect:+.2f} {result.interval}")
         console.print(f"at {result.setting.describe()}; exact answers {_capability(result.capability)}")
         console.print(table)
+        _show_judged(console, result)
         if result.advice:
             console.print(f"[yellow]{result.advice}[/yellow]")
     if len(results) > 1:
@@ -129,6 +170,20 @@ def _show(results: Sequence[Evaluation]) -> None:
         for result in results:
             matrix.add_row(result.style, *(f"{result.specificity[other.style]:.0%}" for other in results))
         console.print("\nshare of steered answers that show each style's markers", matrix)
+
+
+def _show_judged(console: Console, result: Evaluation) -> None:
+    """A judge's scores beside the markers', if one was asked."""
+    if not result.judged:
+        return
+    table = Table("by the judge", "style", "coherence", "answers", "unreadable", box=None)
+    for part, scores in result.judged.items():
+        if "failed" in scores:
+            table.add_row(part, scores["failed"])
+        else:
+            means = ("" if scores[name] is None else f"{scores[name]:.0f}" for name in ("style", "coherence"))
+            table.add_row(part, *means, str(scores["n"]), str(scores["unreadable"]))
+    console.print(table)
 
 
 def _row(figures: dict[str, Any]) -> list[str]:
