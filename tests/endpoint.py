@@ -14,6 +14,7 @@ import json
 import random
 import threading
 import time
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 WORDS = (
@@ -32,14 +33,23 @@ def answer_to(prompt: str) -> str:
 
 
 class Endpoint(ThreadingHTTPServer):
-    """The server and its tally. ``faults``: status codes for the next calls, taken one by one."""
+    """The server and its tally. ``fail``: share of calls that fail, with one of ``kinds``; 0 is a lost connection."""
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, *, port: int = 0, delay: float = 0.0, fail: float = 0.0, per_minute: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        delay: float = 0.0,
+        fail: float = 0.0,
+        kinds: Sequence[int] = (500,),
+        per_minute: int | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
-        self.delay, self.fail, self.per_minute = delay, fail, per_minute
+        self.delay, self.fail, self.kinds, self.per_minute = delay, fail, kinds, per_minute
         self.status: int | None = None  # every call gets it
         self.code = ""
         self.answer = answer_to  # what is said to a prompt
@@ -48,7 +58,7 @@ class Endpoint(ThreadingHTTPServer):
         self.paid: collections.Counter[str] = collections.Counter()  # answers sent with 200, by request
         self.keys: set[str] = set()  # Authorization headers seen
         self.lock = threading.Lock()
-        self.draw = random.Random(0)
+        self.draw = random.Random(seed)
 
     @property
     def base_url(self) -> str:
@@ -64,7 +74,12 @@ class Endpoint(ThreadingHTTPServer):
                 return self.status
             if self.per_minute and sum(at > now - 60 for at in self.arrivals) > self.per_minute:
                 return 429
-            return 500 if self.draw.random() < self.fail else 200
+            return self.draw.choice(self.kinds) if self.draw.random() < self.fail else 200
+
+    def tally(self) -> dict[str, object]:
+        """How often which status was sent, and how often each request was answered with 200."""
+        with self.lock:
+            return {"statuses": dict(self.statuses), "paid": dict(self.paid)}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,6 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.statuses[status] += 1
             self.server.paid[name] += status == 200
+        if status == 0:
+            self.close_connection = True
+            return
         prompt = json.loads(body)["messages"][0]["content"]
         if status == 200:
             content = completion(self.server.answer(prompt), model=json.loads(body)["model"])
@@ -88,11 +106,16 @@ class _Handler(BaseHTTPRequestHandler):
             content = {"error": {"message": f"no: {self.headers.get('Authorization')}", "code": self.server.code}}
         self._send(status, content)
 
+    def do_GET(self) -> None:
+        self._send(200, self.server.tally())
+
     def _send(self, status: int, content: object) -> None:
         raw = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(raw)))
+        if status == 429 and 429 in self.server.kinds:
+            self.send_header("Retry-After", "1")
         self.end_headers()
         self.wfile.write(raw)
 

@@ -15,10 +15,13 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 
-from tests.chaos.cluster import Cluster
-from tests.chaos.faults import ALL, DUPLICATES, ENQUEUER, FAULTS, MIXED, mixture
+from tests.chaos.cluster import CALLS, Cluster
+from tests.chaos.faults import ALL, DUPLICATES, ENQUEUER, FAULTS, MIXED, TEACHER, TEACHER_KILLED, mixture
 
-STYLES = {"step_by_step_reasoning": 48}
+STYLES = {"step_by_step_reasoning": 48}  # pairs that exist
+WRITTEN = {"steps": 24}  # pairs that a teacher writes
+CALM, CALM_TEACHER = "none", "none, with a teacher"
+FAILING = 0.3  # of a teacher's calls
 PATIENCE = 60.0  # s that a run gets to end by itself
 
 
@@ -33,6 +36,9 @@ class Outcome:
     repaired: int = 0
     bodies: int = 0
     pairs_right: bool = False
+    teacher: bool = False
+    paid_twice: int = 0
+    paid_right: bool = True
     sha256: str = ""
     seconds: float = 0.0
     error: str = ""
@@ -41,31 +47,27 @@ class Outcome:
 def run_seed(fault: str, seed: int, folder: Path, target: Path) -> Outcome:
     rng = random.Random(f"{fault}:{seed}")
     cluster = Cluster(folder, target, rng)
-    outcome = Outcome(fault, seed)
-    if fault == DUPLICATES:
-        cluster.settings["VISIBILITY_TIMEOUT"] = "30"
-    faults = mixture(rng) if fault == MIXED else [fault] if fault in FAULTS else []
+    teacher = fault in (TEACHER, TEACHER_KILLED, CALM_TEACHER) or (fault == MIXED and rng.random() < 0.3)
+    outcome = Outcome(fault, seed, teacher=teacher)
+    faults = mixture(rng, teacher=teacher) if fault == MIXED else [fault] if fault in FAULTS else []
+    styles = WRITTEN if teacher else STYLES
     try:
-        for style in STYLES:
-            cluster.write_dataset(style)
-        cluster.start_broker()
-        for name in ("gpu1", "gpu2", "reduce"):
-            if fault == DUPLICATES and name == "reduce":
-                # The shortest timeout of any client wins: this one hands out again what others are still at.
-                cluster.settings["VISIBILITY_TIMEOUT"] = "1"
-            cluster.start_worker(name)
+        prepare(cluster, fault, styles, teacher=teacher)
         started = time.monotonic()
         dies = fault == ENQUEUER or (fault == MIXED and rng.random() < 0.2)
-        cluster.reap(cluster.enqueue(STYLES, die_after=rng.randint(0, 11) if dies else None), 60)
+        last = sum(styles.values()) // 4 - 1
+        cluster.reap(cluster.enqueue(styles, die_after=rng.randint(0, last) if dies else None), 60)
         for name in faults:
             FAULTS[name](cluster)
-        outcome.completed = wait(cluster)
+        outcome.completed = wait(cluster, styles)
         if not outcome.completed:
             outcome.resumed = True
             cluster.resume()
-            outcome.completed = wait(cluster)
+            outcome.completed = wait(cluster, styles)
         outcome.seconds = time.monotonic() - started
-        judge(cluster, outcome)
+        judge(cluster, outcome, styles)
+        if teacher:  # a call may be paid again only if a fault caught it in flight
+            judge_payments(cluster, outcome, calls=2 * sum(styles.values()), in_flight=CALLS * len(faults))
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {error}"
     finally:
@@ -73,22 +75,39 @@ def run_seed(fault: str, seed: int, folder: Path, target: Path) -> Outcome:
     return outcome
 
 
-def wait(cluster: Cluster) -> bool:
+def prepare(cluster: Cluster, fault: str, styles: dict[str, int], *, teacher: bool) -> None:
+    """Start everything but the run."""
+    for style in styles:
+        if teacher:
+            cluster.start_endpoint(style, 0.0 if fault == CALM_TEACHER else FAILING)
+        else:
+            cluster.write_dataset(style)
+    if fault == DUPLICATES:
+        cluster.settings["VISIBILITY_TIMEOUT"] = "30"
+    cluster.start_broker()
+    for name in ("gpu1", "gpu2", "reduce", *(["teacher"] if teacher else [])):
+        if fault == DUPLICATES and name == "reduce":
+            # The shortest timeout of any client wins: this one hands out again what others are still at.
+            cluster.settings["VISIBILITY_TIMEOUT"] = "1"
+        cluster.start_worker(name)
+
+
+def wait(cluster: Cluster, styles: dict[str, int]) -> bool:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        if cluster.ended(STYLES):
+        if cluster.ended(styles):
             return True
         cluster.revive()
         time.sleep(0.1)
     return False
 
 
-def judge(cluster: Cluster, outcome: Outcome) -> None:
+def judge(cluster: Cluster, outcome: Outcome, styles: dict[str, int]) -> None:
     ledger = cluster.ledger()
     log = (cluster.folder / "events.log").read_text(errors="replace")
     outcome.bodies = log.count(" pairs made")
     outcome.repaired = sum(map(int, cluster.client().hvals("svf:repairs")))
-    for style, pairs in STYLES.items():
+    for style, pairs in styles.items():
         result = ledger.result(style) or {}
         if result.get("state") != "done":
             outcome.completed, outcome.error = False, str(result.get("message"))
@@ -96,6 +115,13 @@ def judge(cluster: Cluster, outcome: Outcome) -> None:
         progress = ledger.progress(style)
         outcome.pairs_right = progress.extracted + progress.failed == pairs
         outcome.sha256 += result["vector_sha256"]
+
+
+def judge_payments(cluster: Cluster, outcome: Outcome, *, calls: int, in_flight: int) -> None:
+    """Every request was paid, and none again but those that a fault caught on their way."""
+    paid = [count for count in cluster.tally()["paid"].values() if count]
+    outcome.paid_twice = sum(paid) - len(paid)
+    outcome.paid_right = len(paid) == calls and outcome.paid_twice <= in_flight
 
 
 def make_target(folder: Path) -> Path:
@@ -135,7 +161,7 @@ def run_all(work: list[tuple[str, int]], base: Path, target: Path, jobs: int) ->
     return [Outcome(**json.loads(path.read_text())) for path in sorted(base.glob("*.json"))]
 
 
-def table(outcomes: list[Outcome], reference: Outcome) -> list[dict[str, object]]:
+def table(outcomes: list[Outcome], references: dict[bool, Outcome]) -> list[dict[str, object]]:
     rows = []
     for fault in [name for name in ALL if any(o.fault == name for o in outcomes)]:
         own = [o for o in outcomes if o.fault == fault]
@@ -148,8 +174,10 @@ def table(outcomes: list[Outcome], reference: Outcome) -> list[dict[str, object]
                 "repaired": sum(o.repaired > 0 for o in own),
                 "body_once": sum(o.bodies == 1 for o in own),
                 "pairs_right": sum(o.pairs_right for o in own),
-                "bit_equal": sum(o.sha256 == reference.sha256 for o in own),
-                "median_delay_s": round(statistics.median(o.seconds for o in own) - reference.seconds, 1),
+                "bit_equal": sum(o.sha256 == references[o.teacher].sha256 for o in own),
+                "paid_right": sum(o.paid_right for o in own),
+                "paid_twice": sum(o.paid_twice for o in own),
+                "median_delay_s": round(statistics.median(o.seconds - references[o.teacher].seconds for o in own), 1),
                 "errors": [f"seed {o.seed}: {o.error}" for o in own if o.error],
             }
         )
@@ -174,38 +202,46 @@ def main() -> int:
         make_target(target)
         os._exit(0)
     os.waitpid(pid, 0)
-    plain = base / "plain"
-    plain.mkdir()
-    if (pid := os.fork()) == 0:
-        outcome = run_seed("none", 0, plain, target)
-        (base / "reference").write_text(json.dumps(asdict(outcome)))
-        os._exit(0)
-    os.waitpid(pid, 0)
-    reference = Outcome(**json.loads((base / "reference").read_text()))
-    if not reference.completed:
-        print(f"the run without faults did not complete: {reference}; files are in {base}", file=sys.stderr)
-        return 2
+    references = {teacher: calm_run(base, target, teacher=teacher) for teacher in (False, True)}
+    for reference in references.values():
+        if not reference.completed:
+            print(f"the run without faults did not complete: {reference}; files are in {base}", file=sys.stderr)
+            return 2
     faults = options.fault or ALL
     seeds = range(options.first, options.first + options.seeds)
     outcomes = run_all([(fault, seed) for seed in seeds for fault in faults], base, target, options.jobs)
-    rows = table(outcomes, reference)
+    rows = table(outcomes, references)
     if options.json:
-        print(json.dumps({"reference_s": reference.seconds, "rows": rows}))
+        print(json.dumps({"reference_s": [known.seconds for known in references.values()], "rows": rows}))
     else:
-        show(rows, reference)
-    bad = any(row["completed"] != row["seeds"] or row["bit_equal"] != row["seeds"] for row in rows)
+        show(rows, references)
+    bad = any(row[what] != row["seeds"] for row in rows for what in ("completed", "bit_equal", "paid_right"))
     if not bad and not options.folder:
         shutil.rmtree(base, ignore_errors=True)
     return 1 if bad else 0
 
 
-def show(rows: list[dict[str, object]], reference: Outcome) -> None:
+def calm_run(base: Path, target: Path, *, teacher: bool) -> Outcome:
+    """The run without a fault, in a process of its own."""
+    name = "calm-teacher" if teacher else "calm"
+    folder, found = base / name, base / f"{name}.reference"
+    folder.mkdir()
+    if (pid := os.fork()) == 0:
+        outcome = run_seed(CALM_TEACHER if teacher else CALM, 0, folder, target)
+        found.write_text(json.dumps(asdict(outcome)))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return Outcome(**json.loads(found.read_text()))
+
+
+def show(rows: list[dict[str, object]], references: dict[bool, Outcome]) -> None:
     names = [name for name in rows[0] if name != "errors"]
     print("| " + " | ".join(name.replace("_", " ") for name in names) + " |")
     print("|" + "---|" * len(names))
     for row in rows:
         print("| " + " | ".join(str(row[name]) for name in names) + " |")
-    print(f"\nWithout a fault: {reference.seconds:.1f} s, sha256 {reference.sha256[:16]}")
+    for known in references.values():
+        print(f"\nFault {known.fault}: {known.seconds:.1f} s, sha256 {known.sha256[:16]}")
     for row in rows:
         for error in row["errors"]:
             print(f"{row['fault']}: {error}")
@@ -220,6 +256,7 @@ def preload() -> None:
         "factory.target",
         "workers.flow",
         "workers.guard",
+        "openai",
     ):
         import_module(name)
 

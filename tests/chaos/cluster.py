@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +22,18 @@ import redis
 from factory.embedded import find_server, free_port, start_child
 from factory.ledger import Ledger, list_runs
 from factory.store import Store
+from tests.endpoint import Endpoint
 
 ROOT = Path(__file__).parents[2]
 VISIBILITY = 4  # s
 GUARD = 2.5  # s
+CALLS = 4  # teacher calls in flight
+FAILURES = (500, 503, 429, 0)  # 0: the connection is lost without an answer
+STYLE_FILE = """\
+description: Numbered steps.
+positive_prompt: "{question} Answer in numbered steps."
+negative_prompt: "{question} Answer in one plain paragraph."
+"""
 QUEUES = {"gpu1": "gpu", "gpu2": "gpu", "reduce": "reduce", "teacher": "teacher"}
 
 
@@ -37,6 +46,8 @@ class Cluster:
         self.url = f"redis://:{self.password}@127.0.0.1:{self.port}/0"
         self.workers: dict[str, int] = {}
         self.broker = None
+        self.endpoint: int | None = None
+        self.teacher = ""
         self.store_url = str(folder / "store")
         self.settings = {
             "BROKER_URL": self.url,
@@ -61,6 +72,33 @@ class Cluster:
         own = self.folder / "datasets" / f"{style}_pairs.jsonl"
         own.parent.mkdir(parents=True)
         own.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "batch"}) + "\n" for line in lines))
+
+    # ---- the teacher's endpoint
+
+    def start_endpoint(self, style: str, fail: float) -> None:
+        """A server of which a share of calls fails; ``style`` has no pairs, so that all are asked of it."""
+        port, seed = free_port(), self.rng.randrange(1000)
+        self.teacher = f"http://127.0.0.1:{port}"
+        self.settings |= {
+            "BASE_URL": "http://teacher.chaos/v1",
+            "API_KEY_ENV": "CHAOS_KEY",
+            "STYLES_DIR": "styles",
+            "MAX_CONCURRENT_CALLS": str(CALLS),
+            "VISIBILITY_TIMEOUT": str(2 * VISIBILITY),
+            "ANSWER_TIMEOUT": "3",
+        }
+        (self.folder / "styles").mkdir()
+        (self.folder / "styles" / f"{style}.yaml").write_text(STYLE_FILE)
+
+        def work() -> None:
+            Endpoint(port=port, delay=0.05, fail=fail, kinds=FAILURES, seed=seed).serve_forever()
+
+        self.endpoint = self.fork("endpoint", work)
+
+    def tally(self) -> dict[str, dict[str, int]]:
+        """What the endpoint has sent."""
+        with urllib.request.urlopen(self.teacher, timeout=10) as answer:
+            return json.load(answer)
 
     # ---- the broker
 
@@ -102,6 +140,8 @@ class Cluster:
             sink = os.open(self.folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
+            # A request's hash holds the endpoint's name: it must not change with the port, so the port is a proxy's.
+            os.environ |= {"CHAOS_KEY": "sk-of-chaos", "HTTP_PROXY": self.teacher}
             os.environ.update({f"FACTORY_{key}": value for key, value in self.settings.items()})
             os.chdir(self.folder)
             work()
@@ -206,6 +246,9 @@ class Cluster:
                 self.kill_worker(name, signal.SIGKILL)
             except (ProcessLookupError, ChildProcessError):
                 pass
+        if self.endpoint:
+            os.kill(self.endpoint, signal.SIGKILL)
+            self.reap(self.endpoint)
         if self.broker and not self.broker.died:
             self.stop_broker(signal.SIGKILL)
 

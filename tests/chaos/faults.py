@@ -146,15 +146,27 @@ def store_errors(cluster: Cluster) -> None:
     _restart_with(cluster, sabotage)
 
 
-# Two faults are a matter of how the run is started; see __main__.
+TEACHER_KILLED = "teacher worker SIGKILL"
+
+
+@fault(TEACHER_KILLED)
+def kill_teacher(cluster: Cluster) -> None:
+    soon(cluster)
+    cluster.kill_worker("teacher")
+    soon(cluster, 0.5)
+    cluster.start_worker("teacher")
+
+
+# Three faults are a matter of how the run is started; see __main__.
 DUPLICATES = "duplicates (visibility below task time)"
 ENQUEUER = "enqueuer SIGKILL while sending"
 TEACHER = "teacher faults, 30 %"
 MIXED = "mixed"
-ALL = [*FAULTS, DUPLICATES, ENQUEUER, MIXED]
+ALL = [*FAULTS, DUPLICATES, ENQUEUER, TEACHER, MIXED]
 
 
-def mixture(rng: random.Random) -> list[str]:
-    """Two or three faults, one after the other."""
-    names = [name for name in FAULTS if name != "broker SIGKILL, 15 s"]
+def mixture(rng: random.Random, *, teacher: bool) -> list[str]:
+    """Two or three faults, one after the other; ``teacher``: there is one whose worker can die."""
+    left_out = {"broker SIGKILL, 15 s"} | (set() if teacher else {TEACHER_KILLED})
+    names = [name for name in FAULTS if name not in left_out]
     return rng.sample(names, rng.randint(2, 3))
