@@ -1,13 +1,15 @@
 """docker-compose.yml and Dockerfile: what they promise, and every command run as a process.
 
 There may be no Docker engine: so the file's own commands run here, on a real Valkey, with only
-folders and published ports changed. What an image holds is not tested by this.
+folders and published ports changed. What an image holds is not tested by this. Where Compose is
+installed, it reads the file too; that needs no engine.
 """
 
 import base64
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -73,6 +75,45 @@ def test_each_long_running_service_says_how_it_is_checked():
             assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL"), name
 
 
+def compose_command() -> list[str] | None:
+    """Compose as Docker's plugin or as a program of its own, if one of them is here."""
+    if shutil.which("docker"):
+        asked = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+        if asked.returncode == 0:
+            return ["docker", "compose"]
+    return ["docker-compose"] if shutil.which("docker-compose") else None
+
+
+def config_of(environment: dict[str, str]) -> subprocess.CompletedProcess:
+    compose = compose_command()
+    if compose is None:
+        pytest.skip("neither 'docker compose' nor docker-compose is installed")
+    profiles = sorted({profile for service in SERVICES.values() for profile in service.get("profiles", [])})
+    options = [word for profile in profiles for word in ("--profile", profile)]
+    known = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"} | environment
+    words = [*compose, *options, "config"]
+    return subprocess.run(words, cwd=ROOT, env=known, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_compose_itself_reads_the_file_and_finds_every_service():
+    read = config_of({"BROKER_PASSWORD": "of-broker", "FLOWER_PASSWORD": "of-flower"})
+    assert read.returncode == 0, read.stderr
+    assert "WARN" not in read.stderr
+    found = yaml.safe_load(read.stdout)["services"]
+    assert set(found) == set(SERVICES)
+    for name, service in SERVICES.items():
+        assert found[name]["image"] == service["image"]
+    assert found["teacher"]["environment"]["FACTORY_BROKER_URL"] == "redis://:of-broker@valkey:6379/0"
+    (device,) = found["gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
+def test_compose_refuses_to_start_without_a_password():
+    read = config_of({"FLOWER_PASSWORD": "of-flower"})
+    assert read.returncode != 0
+    assert "set BROKER_PASSWORD" in read.stderr
+
+
 class Composed:
     """The services as processes."""
 
@@ -91,7 +132,9 @@ class Composed:
         known = {"BROKER_PASSWORD": "secret-of-broker", "FLOWER_PASSWORD": "secret-of-flower"}
         environment = {key: self._fill(str(value), known) for key, value in service.get("environment", {}).items()}
         environment["FACTORY_CONFIG"] = str(ROOT / "config.yaml")
-        command = service["command"].replace("$$", "$")
+        # tini is in the image alone; without an entrypoint of its own a service has the image's, which is tini.
+        entrypoint = shlex.join(word for word in service.get("entrypoint", []) if word not in ("tini", "--"))
+        command = f"{entrypoint} {service['command']}".replace("$$", "$")
         if name == "valkey":  # here the port is chosen, as others may run a broker on this machine
             command = command.replace("--dir /data", f"--dir {self.folder}/data --port {self.ports['6379']}")
             command = command.replace("/tmp/broker.conf", f"{self.folder}/broker.conf")
@@ -178,6 +221,20 @@ def test_each_worker_of_the_file_starts_and_says_how_it_fits_its_queue(composed)
     }.items():
         assert until(lambda name=name, words=words: words in composed.log(name)), composed.log(name)
         assert until(lambda name=name: "(thread)" in composed.log(name)), composed.log(name)
+
+
+@pytest.mark.slow
+def test_a_gpu_worker_and_the_command_line_of_the_file_start_too(composed):
+    composed.start("gpu")  # here it finds no CUDA, and would take the CPU
+    assert until(lambda: "(thread)" in composed.log("gpu")), composed.log("gpu")
+    assert "queues gpu: 1 at a time" in composed.log("gpu")
+    composed.running["gpu"].terminate()
+    assert composed.running.pop("gpu").wait(60) == 0
+    composed.start("svf")
+    assert composed.running.pop("svf").wait(90) in (0, 1)  # 1: no key in this environment; 3 would be the broker
+    said = composed.log("svf")
+    for words in ("queue gpu", "queue reduce", "queue teacher", "persistence"):
+        assert words in said, said
 
 
 def test_flower_shows_the_workers_to_those_who_may_and_runs_nothing(composed):
