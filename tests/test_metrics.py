@@ -8,10 +8,12 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
+from factory.artifacts import put_pairs
 from factory.config import Settings
 from factory.doctor import check_broker, check_store, check_workers
 from factory.ledger import Ledger
 from factory.metrics import metrics_text
+from factory.pairs import ContrastivePair
 from factory.plan import plan_run
 from factory.store import Store
 from tests.conftest import ROOT
@@ -39,7 +41,14 @@ def test_metrics_tell_what_waits_how_long_what_was_repaired_and_how_far_runs_are
     ledger = Ledger(store, plan.spec.run_id)
     ledger.create(plan.spec, plan.batches)
     ledger.mark_open()
-    ledger.record(STYLE, "extracted", 0, {"key": "a", "n_pairs": 15, "reasons": {"too_long": 1}})
+    extracted = {"key": "a", "n_pairs": 15, "reasons": {"too_long": 1}, "peak_memory_mib": 3}
+    ledger.record(STYLE, "extracted", 0, extracted)
+    calls = {
+        "positive": {"cache_hit": False, "usage": {"input": 100, "output": 60}},
+        "negative": {"cache_hit": True, "usage": {"input": 100, "output": 60}},  # an earlier run paid it
+    }
+    pairs = [ContrastivePair(f"Why {n}?", "a", "b", STYLE, extra={"provenance": calls}) for n in range(2)]
+    ledger.record(STYLE, "written", 0, {"key": put_pairs(store, pairs, []), "n_pairs": 2, "cost_usd": 0.5})
     client.lpush("gpu", json.dumps({"headers": {"id": "x", "sent_at": time.time() - 100}}))
     client.hset("unacked", "t", json.dumps([{"headers": {"id": "y"}}, "gpu", "gpu"]))
     client.hincrby("svf:repairs", "body", 2)
@@ -52,6 +61,10 @@ def test_metrics_tell_what_waits_how_long_what_was_repaired_and_how_far_runs_are
     assert found["svf_guard_repairs_total", "body"] == 2
     assert found["svf_pairs", *sorted((run, STYLE, "extracted"))] == 15
     assert found["svf_pairs", *sorted((run, STYLE, "failed"))] == 1
+    assert found["svf_cost_usd", *sorted((run, STYLE))] == 0.5
+    assert found["svf_teacher_tokens", *sorted((run, STYLE, "input"))] == 200
+    assert found["svf_teacher_tokens", *sorted((run, STYLE, "output"))] == 120
+    assert found["svf_target_peak_bytes", *sorted((run, STYLE))] == 3 * 2**20
     assert (found["svf_open_runs",], found["svf_open_chords",]) == (1, 1)
     ledger.mark_closed()
     assert not [name for name in figures(broker, store) if name[0] == "svf_pairs"]
