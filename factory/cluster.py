@@ -57,11 +57,19 @@ def open_cluster(ledger: Ledger, settings: Settings, broker_url: str) -> Cluster
         return None
     spec = ledger.spec.teacher
     limits = Limits(
-        counters, f"{spec.base_url or 'openai'} {spec.model}", settings.calls_per_minute, settings.tokens_per_minute
+        counters,
+        f"{spec.base_url or 'openai'} {spec.model}",
+        tighter(spec.calls_per_minute, settings.own_calls_per_minute),
+        tighter(spec.tokens_per_minute, settings.tokens_per_minute),
     )
     silent = settings.answer_timeout + CLAIM + ON_THE_WAY
     purse = None if cap is None else Purse(counters, ledger.run_id, cap, lambda: spent_usd(ledger), silent)
     return Cluster(limits, Outcomes(counters, ledger.run_id), purse)
+
+
+def tighter(of_run: float | None, of_machine: float | None) -> float | None:
+    """The lower of what a run and a worker's own settings allow a minute; None: no limit."""
+    return min((limit for limit in (of_run, of_machine) if limit is not None), default=None)
 
 
 def spent_usd(ledger: Ledger) -> float:

@@ -156,6 +156,12 @@ class Settings(_Section):
         return 60 / self.api_delay if self.api_delay else None
 
     @property
+    def own_calls_per_minute(self) -> float | None:
+        """The same as far as somebody wrote it down here: a worker obeys it beside the limit of a run."""
+        written = self.requests_per_minute is not None or "api_delay" in self.model_fields_set
+        return self.calls_per_minute if written else None
+
+    @property
     def quantize(self) -> str | None:
         """``4bit``, ``8bit`` or None, as :func:`factory.load_target` takes it."""
         return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
@@ -208,6 +214,28 @@ def load_configuration(
             _set(merged, keys, value)
             origins[".".join(keys)] = origin
     return Configuration(_validate(merged, origins), origins, file)
+
+
+def describe_limits(configuration: Configuration) -> str:
+    """Which limits hold for the teacher's calls, and which line of which file or variable says so."""
+    settings = configuration.settings
+    found: list[str] = []
+    if settings.requests_per_minute is not None:
+        found.append(f"{settings.requests_per_minute:g} a minute ({_said(configuration, 'requests_per_minute')})")
+    elif settings.calls_per_minute is not None:
+        found.append(f"one each {settings.api_delay:g} s ({_said(configuration, 'api_delay')})")
+    if settings.tokens_per_minute is not None:
+        found.append(f"{settings.tokens_per_minute:g} tokens a minute ({_said(configuration, 'tokens_per_minute')})")
+    found.append(f"{settings.max_concurrent_calls} in flight on a worker")
+    line = f"teacher calls: {', '.join(found)}"
+    if settings.base_url is not None and settings.calls_per_minute and settings.requests_per_minute is None:
+        line += ". A server of your own may need no api_delay: remove it, or set it to null"
+    return line
+
+
+def _said(configuration: Configuration, key: str) -> str:
+    origin = configuration.origin(key)
+    return f"{key}, {origin}" if origin == "default" else f"{key} of {origin}"
 
 
 def load_settings(path: str | Path | None = None) -> Settings:

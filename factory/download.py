@@ -100,17 +100,25 @@ def _move_into_place(made: Path, folder: Path) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def count_layers(name: str) -> int | None:
-    """How many layers a target model has, from its configuration alone; None if that is not on this machine."""
+def read_config(name: str) -> dict[str, Any] | None:
+    """The configuration of a target model's language part; None if it is not on this machine."""
     folder = cache_folder() / BUILT_IN if name == BUILT_IN else Path(name).expanduser()
     file = folder / "config.json"
     if not file.is_file():
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        return int(config.get("text_config", config)["num_hidden_layers"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return dict(config.get("text_config", config))
+    except (ValueError, TypeError, AttributeError):
         return None  # loading it will say what is wrong
+
+
+def count_layers(name: str) -> int | None:
+    """How many layers a target model has, from its configuration alone; None if that is not on this machine."""
+    try:
+        return int((read_config(name) or {})["num_hidden_layers"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def download_model(name: str) -> str:

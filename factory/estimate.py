@@ -1,7 +1,7 @@
-"""What a run will take before it starts: calls, tokens and money, without a network.
+"""What a run will take before it starts: calls, tokens, money and reading time, without a network.
 
 Low is what answers of the usual length cost, high is every answer at ``max_response_tokens``.
-What the store already holds costs nothing. Regenerations of answers that fail a gate come on top.
+What the store already holds costs nothing. Regenerations of answers that will fail a gate come on top.
 """
 
 from __future__ import annotations
@@ -11,15 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factory.config import Settings
-from factory.judge import judge_prompt
-from factory.plan import plan_pairs, plan_teacher
-from factory.run import TeacherSpec
+from factory.gates import check_answer
+from factory.judge import count_judged, judge_prompt, judge_spec
+from factory.plan import (
+    Choice,
+    describe_repeats,
+    merge_repeats,
+    plan_evaluation,
+    plan_extraction,
+    plan_pairs,
+    plan_teacher,
+)
+from factory.reading_time import ReadingTime, estimate_reading, tokens_a_pair, usual_lengths
+from factory.run import EvaluationSpec, TeacherSpec
 from factory.spending import likely_tokens, price_of, price_source
 from factory.store import Store
 from factory.styles import Style
 from factory.teacher import build_request, request_key, stored_reply
+from factory.writing import ATTEMPTS
 
 USUAL_WORDS = 120  # of an answer; the built-in styles ask for 60 to 90
+USUAL_ANSWER = "x" * 6 * USUAL_WORDS
 SCORE_TOKENS = 16  # of a judge's reply
 
 
@@ -27,8 +39,9 @@ SCORE_TOKENS = 16  # of a judge's reply
 class StyleEstimate:
     """What one style will take. USD are None where no price is known.
 
-    ``pairs``: in all; ``to_write``: of them by the teacher; ``calls``: to be paid; ``cached_calls``:
-    answered already; ``target_tokens``: about what the target model will read, by one answer a side.
+    ``pairs``: in all; ``to_write``: of them by the teacher; ``calls``: to be paid, those of judges
+    among them; ``cached_calls``: answered already; ``target_tokens``: about what the target model
+    will read for the pairs.
     """
 
     style: str
@@ -46,12 +59,14 @@ class StyleEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take."""
+    """What a run will take. ``reading``: seconds of one worker with the target model, without the evaluation."""
 
     teacher_model: str
     requested_model: str
     price_source: str
     minutes_by_rate: float | None
+    reading: ReadingTime
+    repeated_questions: dict[str, str]
     styles: list[StyleEstimate]
 
     @property
@@ -61,6 +76,11 @@ class Estimate:
         if any(low is None for low, _ in pairs):
             return None
         return sum(low or 0.0 for low, _ in pairs), sum(high or 0.0 for _, high in pairs)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know beside the figures."""
+        return describe_repeats(self.repeated_questions)
 
 
 @dataclass(frozen=True)
@@ -77,41 +97,94 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
     Raises:
         ConfigError: as for planning the run, but no key is needed.
     """
-    spec = plan_teacher(settings)
+    teacher, extraction = plan_teacher(settings), plan_extraction(settings)
     planned = plan_pairs(settings, output, limit=limit)
-    styles = [_estimate_style(spec, store, style, choice.missing, len(choice.pairs)) for style, choice in planned]
+    evaluation = plan_evaluation(settings) if settings.output_config.generate_analysis_reports else None
+    usual = min(teacher.max_response_tokens, likely_tokens(USUAL_ANSWER))
+    styles = []
+    for style, choice in planned:
+        read = tokens_a_pair(extraction, *usual_lengths(choice.pairs, usual))
+        styles.append(_estimate_style(Asking(teacher, store, usual), style, choice, evaluation, read))
     calls = sum(part.calls for part in styles)
     rate = settings.calls_per_minute
-    minutes = round(calls / rate, 1) if rate and calls else None
-    return Estimate(spec.model, spec.requested_model, price_source(spec), minutes, styles)
+    n_pairs, tokens = sum(part.pairs for part in styles), sum(part.target_tokens for part in styles)
+    return Estimate(
+        teacher_model=teacher.model,
+        requested_model=teacher.requested_model,
+        price_source=price_source(teacher),
+        minutes_by_rate=round(calls / rate, 1) if rate and calls else None,
+        reading=estimate_reading(settings, extraction, store, n_pairs=n_pairs, tokens=tokens),
+        repeated_questions=merge_repeats([choice for _, choice in planned]),
+        styles=styles,
+    )
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who would be asked, and what the store knows already. ``usual``: tokens of an answer."""
+
+    spec: TeacherSpec
+    store: Store
+    usual: int
+
+    def answers(self, style: Style, question: str) -> tuple[list[_Call], int]:
+        """The calls for a question's pair that are still to be paid, and how many need not be."""
+        calls: list[_Call] = []
+        n_cached = 0
+        for prompt, positive in zip(style.prompts_for(question), (True, False), strict=True):
+            text, n_known = self._known(style, question, prompt, positive=positive)
+            n_cached += n_known
+            if text is None and n_known < len(ATTEMPTS):
+                calls.append(_Call(self.spec.model, likely_tokens(prompt), self.usual, self.spec.max_response_tokens))
+            if self.spec.judge_model:
+                n_judged, call = self.judgement(self.spec.judge_model, style, question, text)
+                n_cached += n_judged
+                calls += call
+        return calls, n_cached
+
+    def _known(self, style: Style, question: str, prompt: str, *, positive: bool) -> tuple[str | None, int]:
+        """The stored answer that will be taken, if there is one, and how many stored ones are looked at for it."""
+        for attempt in ATTEMPTS:
+            reply = stored_reply(self.store, request_key(self.spec, build_request(self.spec, prompt, attempt)))
+            if reply is None:
+                return None, attempt
+            if not reply["bad"] and check_answer(reply["text"], style, prompt, question, positive=positive).passed:
+                return reply["text"], attempt + 1
+        return None, len(ATTEMPTS)
+
+    def judgement(self, model: str, style: Style, question: str, text: str | None) -> tuple[int, list[_Call]]:
+        """Whether a judge's verdict on ``text`` (None: not written yet) is stored, else the call for it."""
+        asked = judge_spec(self.spec, model)
+        prompt = judge_prompt(style, question, text or USUAL_ANSWER)
+        if text and stored_reply(self.store, request_key(asked, build_request(asked, prompt))):
+            return 1, []
+        return 0, [_Call(model, likely_tokens(prompt), SCORE_TOKENS, self.spec.max_response_tokens)]
 
 
 def _estimate_style(
-    spec: TeacherSpec, store: Store, style: Style, questions: Sequence[str], existing: int
+    asking: Asking, style: Style, choice: Choice, evaluation: EvaluationSpec | None, tokens_read: float
 ) -> StyleEstimate:
-    usual = min(spec.max_response_tokens, likely_tokens("x" * 6 * USUAL_WORDS))
     calls: list[_Call] = []
-    cached = 0
-    for question in questions:
-        for prompt in style.prompts_for(question):
-            reply = stored_reply(store, request_key(spec, build_request(spec, prompt)))
-            cached += reply is not None
-            if reply is None:
-                calls.append(_Call(spec.model, likely_tokens(prompt), usual, spec.max_response_tokens))
-            if spec.judge_model:
-                asked = likely_tokens(judge_prompt(style, question, "x" * 6 * USUAL_WORDS))
-                calls.append(_Call(spec.judge_model, asked, SCORE_TOKENS, spec.max_response_tokens))
-    pairs = existing + len(questions)
+    n_cached = 0
+    for question in choice.missing:
+        unpaid, n_known = asking.answers(style, question)
+        calls += unpaid
+        n_cached += n_known
+    if evaluation and evaluation.judge_model:
+        _, call = asking.judgement(evaluation.judge_model, style, evaluation.questions[0], None)
+        calls += call * count_judged(evaluation)
+    pairs = len(choice.pairs) + len(choice.missing)
+    spec = asking.spec
     return StyleEstimate(
         style=style.name,
         pairs=pairs,
-        to_write=len(questions),
+        to_write=len(choice.missing),
         calls=len(calls),
-        cached_calls=cached,
+        cached_calls=n_cached,
         input_tokens=sum(call.input_tokens for call in calls),
         output_tokens_low=sum(call.usual for call in calls),
         output_tokens_high=sum(call.most for call in calls),
-        target_tokens=2 * pairs * usual,
+        target_tokens=round(pairs * tokens_read),
         usd_low=_total([price_of(spec, call.model, call.input_tokens, call.usual) for call in calls]),
         usd_high=_total([price_of(spec, call.model, call.input_tokens, call.most) for call in calls]),
     )

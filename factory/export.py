@@ -34,7 +34,9 @@ def run_path(vector: Path) -> Path:
 
 def _about_run(ledger: Ledger, style: str) -> dict[str, Any]:
     progress = ledger.progress(style)
+    entries = [ledger.entry(style, "extracted", batch.number) or {} for batch in ledger.batches(style)]
     return {
+        "seconds_of_reading": round(sum(entry.get("seconds") or 0.0 for entry in entries), 3),
         "run": ledger.run_id,
         "peak_memory_mib": progress.peak_memory_mib,
         "spent_usd": progress.spent_usd,

@@ -13,8 +13,8 @@ from typing import Any
 from factory.errors import StyleFailed
 from factory.extract import Differences, Rejection, extract_batch
 from factory.layers import parse_layers
-from factory.pairs import REPEATS, ContrastivePair, cut_batches, sha256_of
-from factory.recipe import CIRCLE, Recipe, as_recipe
+from factory.pairs import CIRCLE, REPEATS, ContrastivePair, cut_batches, sha256_of
+from factory.recipe import Recipe, as_recipe
 from factory.statistics import FirstPass, SecondPass, summarize
 from factory.target import Target
 from factory.vector import SteeringVector

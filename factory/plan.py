@@ -145,7 +145,7 @@ def plan_run(
     spec = RunSpec(
         run_id=new_run_id(),
         styles=tuple(parts),
-        extraction=_extraction(settings),
+        extraction=plan_extraction(settings),
         teacher=teacher,
         evaluation=evaluation,
         max_failed_fraction=settings.max_failed_fraction,
@@ -266,7 +266,8 @@ def _require_judge(settings: Settings, judge: TeacherSpec) -> None:
     require_price(judge, settings.max_cost_usd)
 
 
-def _extraction(settings: Settings) -> ExtractionSpec:
+def plan_extraction(settings: Settings) -> ExtractionSpec:
+    """What the target model will read of a pair, and which states are taken."""
     from_file = settings.extraction_config.model_dump(exclude={"batch_size"})
     return ExtractionSpec(
         target_model=settings.target_model, dtype=settings.dtype, quantize=settings.quantize, **from_file
@@ -289,6 +290,8 @@ def plan_teacher(settings: Settings) -> TeacherSpec:
         judge_model=resolve_judge(settings, "judge_model", settings.judge_model),
         seed=settings.seed,
         pricing=settings.pricing.model_dump() if settings.pricing else None,
+        calls_per_minute=settings.calls_per_minute,
+        tokens_per_minute=settings.tokens_per_minute,
     )
 
 

@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from factory.errors import ConfigError, PairRejected, UnknownRecipe
-from factory.pairs import BATCH_SIZE, N_SHOTS, ContrastivePair, cut_batches
+from factory.pairs import BATCH_SIZE, CIRCLE, N_SHOTS, ContrastivePair, cut_batches
 from factory.target import Message, Target
 
 NEUTRAL_INSTRUCTION = "Answer the question in plain, connected prose."
-CIRCLE = 8  # pairs of a batch that share their few-shot examples, and so the work of reading them
 
 
 @dataclass(frozen=True)

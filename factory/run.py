@@ -33,6 +33,8 @@ class TeacherSpec(_Frozen):
     judge_model: str | None = None
     seed: int = 0
     pricing: dict[str, float] | None = None
+    calls_per_minute: float | None = None
+    tokens_per_minute: float | None = None
 
 
 class ExtractionSpec(_Frozen):

@@ -7,6 +7,7 @@ pair or a style is written down. torch is imported where it is used: a teacher w
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -136,11 +137,14 @@ def extract_step(ledger: Ledger, style: str, number: int, settings: Settings) ->
     layers = parse_layers(spec.target_layers, target.n_layers)
     batch = render_batch(batch_of(ledger, style, number)[0], target, recipe_of(spec))
     key = differences_key(batch, target, layers)
-    differences = get_differences(ledger.store, key)
+    differences, seconds = get_differences(ledger.store, key), None
     if differences is None:
+        started = time.monotonic()
         differences = extract_rendered(batch, target, layers, batch_tokens=spec.batch_tokens)
+        seconds = round(time.monotonic() - started, 3)
         put_differences(ledger.store, key, differences)
     facts = {
+        "seconds": seconds,  # None: it had been read before
         "config": describe_extraction(target, recipe_of(spec), layers),
         "peak_memory_mib": round(target.peak_memory_mib()),
     }

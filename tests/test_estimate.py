@@ -6,12 +6,20 @@ import json
 
 import pytest
 
-from factory.config import Settings
+from factory.cluster import tighter
+from factory.config import ExtractionSettings, Settings, describe_limits, load_configuration
 from factory.errors import ConfigError
 from factory.estimate import estimate_run
-from factory.plan import plan_run, plan_teacher
+from factory.extract import render_batch
+from factory.judge import count_judged, judge_prompt, judge_spec
+from factory.plan import plan_evaluation, plan_extraction, plan_run, plan_teacher
+from factory.prefix import share_prefixes
+from factory.reading_time import count_parameters, tokens_a_pair, usual_lengths
+from factory.recipe import Recipe
+from factory.spending import likely_tokens
 from factory.styles import load_style
 from factory.teacher import build_request, request_key
+from tests.evaluated import make_run
 
 NEW = {"regenerate_datasets": True, "styles": ["step_by_step_reasoning"]}
 
@@ -36,8 +44,8 @@ def test_calls_that_the_store_has_answers_to_are_subtracted(store, tmp_path):
     before = estimate_run(settings, store, tmp_path, limit=3)
     spec, style = plan_teacher(settings), load_style("step_by_step_reasoning")
     question = "How does photosynthesis work?"
-    for prompt in style.prompts_for(question):
-        store.write_json(f"replies/{request_key(spec, build_request(spec, prompt))}.json", {"bad": None, "text": "x"})
+    for prompt, text in zip(style.prompts_for(question), ("Step 1: See.\nStep 2: Go.", "It is so."), strict=True):
+        store.write_json(f"replies/{request_key(spec, build_request(spec, prompt))}.json", {"bad": None, "text": text})
     after = estimate_run(settings, store, tmp_path, limit=3)
     assert (before.styles[0].calls, after.styles[0].calls, after.styles[0].cached_calls) == (6, 4, 2)
     assert after.usd[1] < before.usd[1]
@@ -112,3 +120,111 @@ def test_a_server_of_one_s_own_has_no_pause_between_calls_unless_one_is_set():
     assert Settings(base_url="http://127.0.0.1:1/v1").calls_per_minute is None
     assert Settings(base_url="http://127.0.0.1:1/v1", api_delay=2.0).calls_per_minute == 30
     assert Settings(base_url="http://127.0.0.1:1/v1", requests_per_minute=7).calls_per_minute == 7
+
+
+# ---- the time of the target model
+
+
+def test_without_measured_runs_the_time_is_computed_for_a_slow_and_a_fast_device(store, tmp_path):
+    found = estimate_run(Settings(styles=NEW["styles"], device="cuda"), store, tmp_path).reading
+    assert 0 < found.low < found.high
+    assert "computed, not measured" in found.basis
+    assert "7 billion parameters (all of them, by its name)" in found.basis
+    slower = estimate_run(Settings(styles=NEW["styles"], device="cpu"), store, tmp_path).reading
+    assert slower.low > found.high
+    unknown = estimate_run(Settings(styles=NEW["styles"], target_model="a/model"), store, tmp_path).reading
+    assert (unknown.low, unknown.high) == (None, None)
+
+
+@pytest.mark.parametrize(("layers", "share"), [("all", 1.0), ("0-1", 0.5)])
+def test_the_parameters_counted_are_those_of_the_layers_that_are_read(target, target_folder, layers, share):
+    spec = plan_extraction(Settings(target_model=str(target_folder), extraction_config={"target_layers": layers}))
+    naive = sum(p.numel() for p in target.model.base_model.layers.parameters() if p.dim() == 2)
+    assert count_parameters(spec)[0] == pytest.approx(share * naive)
+
+
+def test_runs_of_the_same_kind_in_the_store_say_how_long_it_takes(target_folder, tmp_path, store):
+    ledger, settings = make_run(target_folder, tmp_path, store, NEW["styles"])
+    seconds = ledger.entry(NEW["styles"][0], "extracted", 0)["seconds"]
+    found = estimate_run(settings, store, tmp_path, limit=12).reading
+    assert "measured by 1 of" in found.basis
+    assert found.low == found.high == pytest.approx(12 * seconds / 6)
+    other = settings.model_copy(update={"extraction_config": ExtractionSettings(target_layers="0-1")})
+    assert "computed" in estimate_run(other, store, tmp_path, limit=12).reading.basis
+
+
+def test_the_tokens_that_are_expected_are_about_those_that_are_read(starter_pairs, target):
+    batch = starter_pairs[:16]
+    for recipe in (Recipe("fewshot"), Recipe("response_mean", n_tokens=4), Recipe("response_last")):
+        rendered = render_batch(batch, target, recipe)
+        texts = [ids for r in rendered.renderings for ids in (r.positive_ids, r.negative_ids)]
+        first = [at[0] for r in rendered.renderings for at in (r.positive_positions, r.negative_positions)]
+        read = sum(len(segment.ids) for segment in share_prefixes(texts, first))
+        per_word = len(target.text_ids(batch[0].positive_response)) / likely_tokens(batch[0].positive_response)
+        spec = plan_extraction(Settings(extraction_config={"recipe": recipe.name, "n_tokens": recipe.n_tokens}))
+        lengths = [per_word * length for length in usual_lengths(batch, 0.0)]
+        assert tokens_a_pair(spec, *lengths) == pytest.approx(read / len(batch), rel=0.5)
+
+
+# ---- what is stored, and what comes on top
+
+
+def test_a_stored_answer_that_fails_its_gates_will_be_asked_once_more(store, tmp_path):
+    settings = Settings(**NEW, judge_model="gpt-6.1-sol")
+    spec, style = plan_teacher(settings), load_style("step_by_step_reasoning")
+    prompt = style.prompts_for("How does photosynthesis work?")[0]
+
+    def keep(attempt, text):
+        key = request_key(spec, build_request(spec, prompt, attempt))
+        store.write_json(f"replies/{key}.json", {"bad": None, "text": text})
+
+    def counts():
+        (part,) = estimate_run(settings, store, tmp_path, limit=1).styles
+        return part.calls, part.cached_calls
+
+    assert counts() == (4, 0)
+    keep(0, "I cannot answer that.")
+    assert counts() == (4, 1)
+    good = "Step 1: Light meets a leaf.\nStep 2: Water is split.\nStep 3: Sugar is made of air."
+    keep(1, good)
+    assert counts() == (3, 2)
+    judge = judge_spec(spec, spec.judge_model)
+    asked = build_request(judge, judge_prompt(style, "How does photosynthesis work?", good))
+    store.write_json(f"replies/{request_key(judge, asked)}.json", {"bad": None, "text": "style: 90\ncoherence: 90"})
+    assert counts() == (2, 3)
+
+
+def test_a_judge_of_the_evaluation_is_part_of_the_estimate(store, tmp_path):
+    settings = Settings(styles=NEW["styles"], evaluation={"judge_model": "gpt-6-luna"})
+    found = estimate_run(settings, store, tmp_path)
+    assert found.styles[0].calls == count_judged(plan_evaluation(settings)) > 100
+    assert 0 < found.usd[0] < found.usd[1]
+
+
+# ---- the limits in force
+
+
+def test_the_limits_in_force_are_named_with_their_source(tmp_path):
+    def line(text="", **environment):
+        file = tmp_path / "config.yaml"
+        file.write_text(text)
+        return describe_limits(load_configuration(file, environment=environment))
+
+    assert line() == "teacher calls: one each 1 s (api_delay, default), 16 in flight on a worker"
+    assert "30 a minute (requests_per_minute of variable FACTORY_REQUESTS_PER_MINUTE)" in line(
+        FACTORY_REQUESTS_PER_MINUTE="30"
+    )
+    local = "base_url: http://127.0.0.1:1/v1\n"
+    assert line(local) == "teacher calls: 16 in flight on a worker"
+    assert f"one each 1 s (api_delay of {tmp_path / 'config.yaml'})" in line(local + "api_delay: 1.0\n")
+    assert line(local + "api_delay: 1.0\n").endswith("remove it, or set it to null")
+    assert "5000 tokens a minute" in line(local + "tokens_per_minute: 5000\n")
+
+
+def test_a_run_s_limits_go_with_it_and_a_worker_s_own_may_only_tighten_them():
+    assert plan_teacher(Settings(requests_per_minute=30)).calls_per_minute == 30
+    assert Settings().own_calls_per_minute is None
+    assert Settings(api_delay=2.0).own_calls_per_minute == 30
+    assert tighter(120, Settings(api_delay=2.0).own_calls_per_minute) == 30
+    assert tighter(20, Settings(api_delay=2.0).own_calls_per_minute) == 20
+    assert tighter(None, None) is None

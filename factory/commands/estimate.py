@@ -10,17 +10,22 @@ from rich.console import Console
 from rich.table import Table
 
 from factory.commands.options import Job, job_options, json_option
+from factory.config import describe_limits
 from factory.estimate import Estimate, StyleEstimate, estimate_run
+from factory.reading_time import ReadingTime
+
+COLUMNS = ("pairs", "new", "calls", "cached", "tokens in + out", "USD")
 
 
 @click.command()
 @job_options
 @json_option
 def estimate(job: Job, as_json: bool) -> int:
-    """Show calls, tokens and cost (low - high) of a run. Asks nobody and starts nothing.
+    """Show calls, tokens, cost and reading time (low - high) of a run. Asks nobody and starts nothing.
 
     Low: answers of the usual length. High: every answer as long as max_response_tokens allows.
-    Answers that the store already holds are not counted.
+    Answers that the store already holds are not counted. The target model's time is measured by
+    earlier runs in the store, else computed for a slow and a fast device.
     """
     found = estimate_run(job.settings, job.store, job.output, limit=job.limit)
     usd = found.usd
@@ -29,33 +34,61 @@ def estimate(job: Job, as_json: bool) -> int:
         click.echo(json.dumps(asdict(found) | total))
         return 0
     console = Console(highlight=False)
-    names = ("style", "pairs", "to write", "calls", "cached", "tokens in", "tokens out", "USD")
-    table = Table(*names, box=None, pad_edge=False)
+    table = Table("style", *COLUMNS, box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for part in found.styles:
         table.add_row(*_row(part))
     console.print(table)
-    for line in _explain(found, job.settings.max_cost_usd):
+    for line in _explain(found, job):
         console.print(line, soft_wrap=True, markup=False)
     return 0
 
 
 def _row(part: StyleEstimate) -> tuple[str, ...]:
-    counts = (part.pairs, part.to_write, part.calls, part.cached_calls, part.input_tokens)
-    tokens = f"{part.output_tokens_low} - {part.output_tokens_high}"
-    return (part.style, *map(str, counts), tokens, _money(part.usd_low, part.usd_high))
+    tokens = f"{_short(part.input_tokens)} + {_short(part.output_tokens_low)}-{_short(part.output_tokens_high)}"
+    counts = (part.pairs, part.to_write, part.calls, part.cached_calls)
+    return (part.style, *map(str, counts), tokens if part.calls else "0", _money(part.usd_low, part.usd_high, ".2g"))
 
 
-def _money(low: float | None, high: float | None) -> str:
-    return "unknown" if low is None or high is None else f"{low:.4f} - {high:.4f}"
+def _short(tokens: int) -> str:
+    return f"{tokens / 1e6:.1f}M" if tokens >= 1e6 else f"{tokens / 1e3:.0f}k"
 
 
-def _explain(found: Estimate, cap: float | None) -> list[str]:
+def _money(low: float | None, high: float | None, small: str = ".4f") -> str:
+    """USD from low to high; ``small`` is the format of amounts below 10 cents."""
+    if low is None or high is None:
+        return "unknown"
+    amounts = [format(amount, small if amount < 0.1 else ".2f") for amount in (low, high)]
+    return "-".join(amounts) if high else "0"
+
+
+def _time(reading: ReadingTime) -> str:
+    if reading.low is None or reading.high is None:
+        return "unknown"
+    return f"{_duration(reading.low)} - {_duration(reading.high)}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "below 1 s"
+
+
+def _explain(found: Estimate, job: Job) -> list[str]:
     low, high = found.usd or (None, None)
-    lines = [f"teacher {found.teacher_model}, prices: {found.price_source}; in all USD {_money(low, high)}"]
-    if found.teacher_model != found.requested_model:
-        lines.append(f"{found.requested_model} is retired at OpenAI: {found.teacher_model} takes its place")
-    if found.minutes_by_rate:
-        lines.append(f"the limits alone make that {found.minutes_by_rate} minutes of calls")
+    cap, lines = job.settings.max_cost_usd, list[str]()
+    if any(part.calls for part in found.styles):
+        lines.append(f"teacher {found.teacher_model}, prices: {found.price_source}; in all USD {_money(low, high)}")
+        if found.teacher_model != found.requested_model:
+            lines.append(f"{found.requested_model} is retired at OpenAI: {found.teacher_model} takes its place")
+        lines.append(describe_limits(job.configuration))
+        if found.minutes_by_rate:
+            lines.append(f"these limits alone make that {found.minutes_by_rate} minutes of calls")
+    lines += found.notes
+    lines.append(f"target model, one worker, without the evaluation: {_time(found.reading)}")
+    lines.append(f"  {found.reading.basis}")
     if cap is not None and high is not None and high > cap:
         lines.append(f"max_cost_usd {cap:g} may stop it: what is done is kept, and 'svf resume' goes on")
     return lines

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from factory.commands.options import Job, hide_loading_bar, job_options
 from factory.commands.report import finish_with_report
+from factory.config import describe_limits
 from factory.download import BUILT_IN, built_in_folder
 from factory.embedded import running_broker, running_crew
 from factory.export import export_style
@@ -51,6 +52,8 @@ def generate(job: Job) -> int:
 
         return submit(plan, job.store)
 
+    if needs_teacher:
+        console.print(describe_limits(job.configuration), soft_wrap=True, markup=False)
     for warning in plan.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     states, ledger = run_here(job, plan.spec.run_id, start, needs_teacher=needs_teacher, console=console)
