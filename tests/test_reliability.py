@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +106,31 @@ def test_a_worker_says_how_many_tasks_it_takes_and_a_given_number_wins(broker, w
     finally:
         worker.kill()
         worker.wait()
+
+
+STUCK = """
+import sys, threading
+from celery import shared_task
+from factory.celery import app
+@shared_task(name="stuck", queue="gpu")
+def stuck():
+    print("stuck for ever", flush=True)
+    threading.Event().wait()
+app.send_task("stuck", queue="gpu")
+app.worker_main(["worker", "-Q", "gpu"])
+"""
+
+
+def test_a_worker_that_cannot_stop_ends_when_its_tasks_go_to_others(client, broker, tmp_path):
+    environment = os.environ | {"FACTORY_BROKER_URL": broker, "FACTORY_VISIBILITY_TIMEOUT": "3"}
+    command = [sys.executable, "-c", STUCK]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            assert any("stuck for ever" in line for line in worker.stdout)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(60) == 1
+        finally:
+            worker.kill()
 
 
 def test_a_mistyped_queue_is_refused(tmp_path):
