@@ -8,14 +8,17 @@ where pairs come from nor where differences go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from factory.errors import PairRejected
+from factory.forward import reading
 from factory.kv import KVCache, LastLayerRead, Prefix, ReadingCache
+from factory.packing import pack
 from factory.pairs import ContrastivePair
 from factory.prefix import Segment, levels, share_prefixes
 from factory.recipe import Recipe, Rendering, render_in_group, usable_pairs
@@ -122,28 +125,15 @@ def read_states(
     ``texts`` are token ids; ``positions[i]`` are sorted indices into ``texts[i]``.
     """
     budget = batch_tokens or BATCH_TOKENS[target.device.type]
-    reading = _Reading(positions, target, layers)
-    for level in levels(share_prefixes(texts, [at[0] for at in positions])):
-        for chunk in _chunks(level, budget):
-            reading.read(chunk)
-    return [reading.states[number] for number in range(len(texts))]
+    reader = _Reader(positions, target, layers)
+    with reading(target, last_layer=max(layers)):
+        for level in levels(share_prefixes(texts, [at[0] for at in positions])):
+            for chunk in pack(level, budget):
+                reader.read(chunk)
+    return [reader.states[number] for number in range(len(texts))]
 
 
-def _chunks(level: Sequence[Segment], budget: int) -> Iterator[list[Segment]]:
-    """Segments of similar length together, at most ``budget`` tokens a chunk, padding counted."""
-    ordered = sorted(level, key=lambda segment: (segment.text is None, len(segment.ids), segment.start, segment.ids))
-    chunk: list[Segment] = []
-    for segment in ordered:
-        mixed = chunk and (chunk[0].text is None) != (segment.text is None)
-        if chunk and (mixed or (len(chunk) + 1) * len(segment.ids) > budget):
-            yield chunk
-            chunk = []
-        chunk.append(segment)
-    if chunk:
-        yield chunk
-
-
-class _Reading:
+class _Reader:
     """One pass over a batch's segments: prefixes kept on the way, states of the texts at the end."""
 
     def __init__(self, positions: Sequence[Sequence[int]], target: Target, layers: Sequence[int]) -> None:
@@ -171,16 +161,14 @@ class _Reading:
         rows = self.target.tensor([row for row, _ in reads])
         columns = self.target.tensor([column for _, column in reads])
         cache = ReadingCache(self.layers, (rows, columns), prefixes=parents or None, keep_all=inner)
-        try:
+        with suppress(LastLayerRead):
             self.target.model.base_model(
-                input_ids=self._padded([segment.ids for segment in chunk]),
+                inputs_embeds=self._embedded([segment.ids for segment in chunk]),
                 position_ids=self._position_ids(chunk),
-                attention_mask=self._mask(chunk, cache.prefix_length) if parents else None,
+                attention_mask=self._mask(chunk, cache.prefix_length),
                 past_key_values=cache,
                 use_cache=True,
             )
-        except LastLayerRead:
-            pass
         if inner:
             for row, segment in enumerate(chunk):
                 self.prefixes[id(segment)] = cache.prefix_of(row, len(segment.ids))
@@ -191,10 +179,12 @@ class _Reading:
         assert leaf.text is not None
         return [position - leaf.start for position in self.positions[leaf.text]]
 
-    def _padded(self, ids: Sequence[list[int]]) -> Tensor:
-        """Token ids, padded on the right: [batch, longest]. Causality hides the padding from the text."""
+    def _embedded(self, ids: Sequence[list[int]]) -> Tensor:
+        """Embeddings of token ids, padded on the right: [batch, longest, hidden]. Causality hides the padding."""
         longest = max(map(len, ids))
-        return self.target.tensor([row + [0] * (longest - len(row)) for row in ids])
+        padded = self.target.tensor([row + [0] * (longest - len(row)) for row in ids])
+        embedded: Tensor = self.target.model.get_input_embeddings()(padded)
+        return embedded.float()  # so that what layers add up is added in float32
 
     def _position_ids(self, chunk: Sequence[Segment]) -> Tensor:
         longest = max(len(segment.ids) for segment in chunk)
@@ -211,11 +201,9 @@ class _Reading:
         prefix = torch.arange(prefix_length, device=device) < starts[:, None]  # [batch, prefix_length]
         causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
         parts = [prefix[:, None].expand(-1, longest, -1), causal.expand(len(chunk), -1, -1)]
-        allowed = torch.cat(parts, dim=2)[:, None]
-        if self.target.model.config._attn_implementation == "sdpa":
-            return allowed
-        dtype = self.target.model.dtype
-        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+        hidden = ~torch.cat(parts, dim=2)[:, None]
+        dtype = self.target.model.dtype  # added to scores: a mask of truths would be turned into one at every layer
+        return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
 
     def _collect(self, chunk: Sequence[Segment], cache: ReadingCache) -> None:
         """Turn keys back to position 0 and average each text's positions."""

@@ -93,19 +93,23 @@ class ReadingCache(Cache):
         if layer_idx == self.last and not self.keep_all:
             raise LastLayerRead
         if self.prefixes:
-            key_states = torch.cat([self._stack("keys", layer_idx), key_states], dim=2)
-            value_states = torch.cat([self._stack("values", layer_idx), value_states], dim=2)
+            key_states = self._behind_prefixes("keys", layer_idx, key_states)
+            value_states = self._behind_prefixes("values", layer_idx, value_states)
         if self.keep_all:
             self.kept.append((key_states, value_states))
         if layer_idx == self.last:
             raise LastLayerRead
         return key_states, value_states
 
-    def _stack(self, kind: str, layer: int) -> Tensor:
-        """The rows' prefixes at one layer, padded on the right: [batch, n_kv_heads, longest, head_dim]."""
+    def _behind_prefixes(self, kind: str, layer: int, new: Tensor) -> Tensor:
+        """The rows' prefixes, padded on the right, then ``new``: [batch, n_kv_heads, prefix + n_tokens, head_dim]."""
         assert self.prefixes is not None
-        states = [getattr(prefix, kind)[layer].transpose(0, 1) for prefix in self.prefixes]
-        return torch.nn.utils.rnn.pad_sequence(states, batch_first=True).transpose(1, 2)
+        batch, heads, n_tokens, dim = new.shape
+        states = new.new_zeros(batch, heads, self.prefix_length + n_tokens, dim)
+        for row, prefix in enumerate(self.prefixes):
+            states[row, :, : prefix.n_tokens] = getattr(prefix, kind)[layer]
+        states[:, :, self.prefix_length :] = new
+        return states
 
     def prefix_of(self, row: int, n_tokens: int) -> Prefix:
         """Cut row ``row`` out of what was kept, as a prefix: its own prefix and ``n_tokens`` new ones."""

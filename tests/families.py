@@ -87,6 +87,6 @@ def save_tiny_model(folder: Path, config: PreTrainedConfig, seed: int = 0) -> Pa
     return folder
 
 
-def load_tiny_target(folder: Path, family: str = "llama") -> Target:
-    """A tiny target of a family, on the CPU in float32."""
-    return load_target(str(save_tiny_model(folder, family_configs()[family])), "cpu")
+def load_tiny_target(folder: Path, family: str = "llama", dtype: str = "float32") -> Target:
+    """A tiny target of a family, on the CPU."""
+    return load_target(str(save_tiny_model(folder, family_configs()[family])), "cpu", dtype=dtype)
