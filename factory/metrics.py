@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import redis
@@ -26,8 +26,9 @@ from factory.ledger import OPEN, Ledger
 from factory.pairs import ContrastivePair
 from factory.store import Store
 
-REPAIRS = "svf:repairs"
-TROUBLE = "svf:teacher"
+# Redis hashes of counts, and their kinds: each is shown from 0 on, or its first event would be no increase.
+REPAIRS, REPAIR_KINDS = "svf:repairs", ("sent_again", "body")
+TROUBLE, TROUBLE_KINDS = "svf:teacher", ("rate_limited", "error")
 
 
 class ClusterFigures(Collector):
@@ -70,14 +71,13 @@ class ClusterFigures(Collector):
         held = time.time() - oldest[0][1] if oldest else 0
         yield _gauge("svf_unacked_oldest_seconds", "How long the oldest of them is held", held)
         yield _gauge("svf_broker_memory_bytes", "Memory of the broker", self.client.info("memory")["used_memory"])
-        yield self._counts("svf_guard_repairs", "What the guard repaired", "kind", REPAIRS)
-        yield self._counts("svf_teacher_trouble", "Times that the teacher set a batch back", "kind", TROUBLE)
+        repairs, trouble = self._counts(REPAIRS, REPAIR_KINDS), self._counts(TROUBLE, TROUBLE_KINDS)
+        yield _counter("svf_guard_repairs", "What the guard repaired", repairs)
+        yield _counter("svf_teacher_trouble", "Times that the teacher set a batch back", trouble)
 
-    def _counts(self, name: str, about: str, label: str, key: str) -> Metric:
-        family = CounterMetricFamily(name, about, labels=[label])
-        for kind, count in self.client.hgetall(key).items():
-            family.add_metric([kind.decode()], int(count))
-        return family
+    def _counts(self, key: str, kinds: Sequence[str]) -> dict[str, int]:
+        counted = {kind.decode(): int(count) for kind, count in self.client.hgetall(key).items()}
+        return dict.fromkeys(kinds, 0) | counted
 
     def _runs(self) -> Iterator[Metric]:
         """Figures of runs that have not ended: those of old runs would be series for ever."""
@@ -122,6 +122,13 @@ def _usage(pairs: Iterable[ContrastivePair]) -> dict[str, int]:
     """Tokens of the calls that made ``pairs``; what an earlier run had paid does not count."""
     calls = [call for pair in pairs for call in pair.extra.get("provenance", {}).values() if not call["cache_hit"]]
     return {kind: sum(call["usage"].get(kind, 0) for call in calls) for kind in ("input", "output")}
+
+
+def _counter(name: str, about: str, counts: dict[str, int]) -> Metric:
+    family = CounterMetricFamily(name, about, labels=["kind"])
+    for kind, count in counts.items():
+        family.add_metric([kind], count)
+    return family
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:

@@ -59,6 +59,7 @@ def test_metrics_tell_what_waits_how_long_what_was_repaired_and_how_far_runs_are
     assert 95 < found["svf_queue_oldest_seconds", "gpu"] < 200
     assert found["svf_unacked_messages",] == 1
     assert found["svf_guard_repairs_total", "body"] == 2
+    assert found["svf_guard_repairs_total", "sent_again"] == found["svf_teacher_trouble_total", "rate_limited"] == 0
     assert found["svf_pairs", *sorted((run, STYLE, "extracted"))] == 15
     assert found["svf_pairs", *sorted((run, STYLE, "failed"))] == 1
     assert found["svf_cost_usd", *sorted((run, STYLE))] == 0.5
