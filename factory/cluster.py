@@ -13,7 +13,7 @@ from factory.ledger import Ledger
 from factory.limits import CLAIM, WINDOW, Limits, Outcomes, open_counters
 from factory.log import log
 from factory.run import TeacherSpec
-from factory.spending import Purse
+from factory.spending import Meter, Purse
 from factory.teacher import ON_THE_WAY, Cluster, Payer, Teacher, check_model, endpoint_name, open_client
 from factory.writing import draw_bill
 
@@ -64,7 +64,7 @@ def open_cluster(ledger: Ledger, settings: Settings, broker_url: str) -> Cluster
     )
     silent = settings.answer_timeout + CLAIM + ON_THE_WAY
     purse = None if cap is None else Purse(counters, ledger.run_id, cap, lambda: spent_usd(ledger), silent)
-    return Cluster(limits, Outcomes(counters, ledger.run_id), purse)
+    return Cluster(limits, Outcomes(counters, ledger.run_id), Meter(counters, ledger.run_id), purse)
 
 
 def tighter(of_run: float | None, of_machine: float | None) -> float | None:

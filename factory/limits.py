@@ -82,13 +82,16 @@ _GIVE_UP = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL
 
 
 @lru_cache(maxsize=8)
-def open_counters(broker_url: str) -> redis.Redis | None:
-    """The broker's Redis, or None where the broker is of another kind and limits cannot be shared."""
+def open_counters(broker_url: str, patience: float = 30) -> redis.Redis | None:
+    """The broker's Redis, or None where the broker is of another kind and limits cannot be shared.
+
+    ``patience``: seconds that an answer of it may take.
+    """
     if not broker_url.startswith(("redis://", "rediss://", "unix://")):
         return None
     # Celery writes CERT_REQUIRED where redis-py reads required.
     url = re.sub(r"ssl_cert_reqs=(?:CERT_)?(\w+)", lambda found: f"ssl_cert_reqs={found[1].lower()}", broker_url)
-    return redis.Redis.from_url(url, socket_timeout=30, health_check_interval=25)
+    return redis.Redis.from_url(url, socket_timeout=patience, health_check_interval=25)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Console
@@ -18,10 +18,26 @@ ENDED = ("done", "failed")
 HELD = ("paused", "budget_stopped")
 
 
-def watch(ledger: Ledger, console: Console, check: Callable[[], None] = lambda: None) -> list[StyleProgress]:
+Paid = Callable[[], Mapping[str, float]]  # what each style of a run has cost so far, call by call, in USD
+
+
+def nothing_known() -> Mapping[str, float]:
+    """Where nobody counts calls: batches that are written say what they cost."""
+    return {}
+
+
+def progress_of(ledger: Ledger, paid: Mapping[str, float]) -> list[StyleProgress]:
+    """How far each style is; ``paid`` may know of calls in batches that are not written yet."""
+    states = [ledger.progress(part.style.name) for part in ledger.spec.styles]
+    return [replace(state, spent_usd=max(state.spent_usd, paid.get(state.style, 0.0))) for state in states]
+
+
+def watch(
+    ledger: Ledger, console: Console, check: Callable[[], None] = lambda: None, paid: Paid = nothing_known
+) -> list[StyleProgress]:
     """Show a run until every style has ended, or waits for a person; returns how each ended.
 
-    ``check`` is called at each look and may raise to stop watching.
+    ``check`` is called at each look and may raise to stop watching; ``paid`` says what calls cost.
     """
     names = [part.style.name for part in ledger.spec.styles]
     width = max(map(len, names))
@@ -37,7 +53,7 @@ def watch(ledger: Ledger, console: Console, check: Callable[[], None] = lambda: 
         rows = {name: bars.add_task(name, total=1, mark="[dim]·", note="waiting") for name in names}
         while True:
             check()
-            states = [ledger.progress(name) for name in names]
+            states = progress_of(ledger, paid())
             for state in states:
                 _show(bars, rows[state.style], state)
             if all(state.state in ENDED + HELD for state in states):
@@ -74,9 +90,9 @@ def describe(state: StyleProgress) -> str:
     return words
 
 
-def snapshot(ledger: Ledger) -> dict[str, object]:
+def snapshot(ledger: Ledger, paid: Paid = nothing_known) -> dict[str, object]:
     """A run's progress as plain data, for ``svf status --json``."""
-    states = [ledger.progress(part.style.name) for part in ledger.spec.styles]
+    states = progress_of(ledger, paid())
     pause = ledger.paused()
     return {
         "run": ledger.run_id,

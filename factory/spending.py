@@ -17,6 +17,7 @@ import redis
 from factory.errors import ConfigError, TeacherPaced, TeacherRefused
 from factory.run import TeacherSpec
 
+KEPT = 7 * 86400  # s that Redis keeps what a meter counted
 NANO = 1_000_000_000  # nano-dollars in a dollar
 OVERHEAD = 32  # tokens that a chat template may add to a prompt
 BYTES_A_TOKEN = 3.5  # of English text, on average
@@ -173,6 +174,35 @@ class Purse:
     def spent_usd(self) -> float:
         """What is spent for sure, without the calls under way."""
         return float(self.counters.hget(self._keys[0], "spent") or 0) / NANO
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What a run has paid by style, call by call, for those who watch it.
+
+    The ledger's sums of finished batches are the truth; a Redis that forgets shows less for a while.
+    """
+
+    counters: redis.Redis
+    run_id: str
+
+    @property
+    def _key(self) -> str:
+        return f"svf:paid:{self.run_id}"
+
+    def count(self, style: str, cost_usd: float) -> None:
+        """A call was paid."""
+        if cost_usd:
+            self.counters.hincrby(self._key, style, _nano(cost_usd))
+            self.counters.expire(self._key, KEPT)
+
+    def read(self) -> dict[str, float]:
+        """USD by style; nothing if Redis does not answer."""
+        try:
+            found: Any = self.counters.hgetall(self._key)
+        except (redis.RedisError, OSError):
+            return {}
+        return {style.decode(): int(nano) / NANO for style, nano in found.items()}
 
 
 def _nano(usd: float) -> int:

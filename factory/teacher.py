@@ -28,7 +28,7 @@ from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherError, Te
 from factory.limits import Limits, Outcomes, Pace, claimed, hold_claim
 from factory.log import log
 from factory.run import TeacherSpec
-from factory.spending import Purse, likely_tokens, most_tokens, price_of, worst_case
+from factory.spending import Meter, Purse, likely_tokens, most_tokens, price_of, worst_case
 from factory.store import Store, hash_of
 
 OPENAI_KEY = "OPENAI_API_KEY"
@@ -120,6 +120,7 @@ class Cluster:
 
     limits: Limits
     outcomes: Outcomes
+    meter: Meter
     purse: Purse | None = None
 
 
@@ -195,6 +196,7 @@ class Teacher:
         finally:
             if cluster.purse:
                 cluster.purse.settle(key, cost)
+        cluster.meter.count(self.payer.style, cost)
         used = sum(record["usage"].values()) or likely_tokens(prompt) + likely_tokens(record["text"])
         cluster.limits.refund(tokens - used)
         cluster.outcomes.failed() if record["bad"] else cluster.outcomes.succeeded(key)

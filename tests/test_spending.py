@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from factory.errors import ConfigError, TeacherPaced, TeacherRefused
 from factory.limits import open_counters
 from factory.run import TeacherSpec
-from factory.spending import NANO, Purse, most_tokens, price_of, require_price, worst_case
+from factory.spending import NANO, Meter, Purse, most_tokens, price_of, require_price, worst_case
 
 OPENAI = TeacherSpec(model="gpt-6-luna", requested_model="gpt-4", max_response_tokens=100)
 LOCAL = OPENAI.model_copy(update={"base_url": "http://127.0.0.1:8080/v1"})
@@ -117,6 +117,16 @@ class Spending(RuleBasedStateMachine):
 def test_the_cap_holds_under_any_interleaving(broker):
     Spending.broker = broker
     run_state_machine_as_test(Spending, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))
+
+
+def test_a_meter_adds_up_calls_by_style_and_is_silent_without_its_redis(broker):
+    counters = open_counters(broker)
+    meter = Meter(counters, uuid.uuid4().hex)
+    assert meter.read() == {}
+    for style, cost in (("a", 0.1), ("b", 0.25), ("a", 0.2), ("b", 0.0)):
+        meter.count(style, cost)
+    assert meter.read() == pytest.approx({"a": 0.3, "b": 0.25})
+    assert Meter(open_counters("redis://127.0.0.1:1/0"), "run").read() == {}
 
 
 def purse_of(broker: str, cap: float, spent: float, patience: float = 600) -> Purse:

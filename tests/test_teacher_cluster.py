@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -191,6 +192,27 @@ def test_a_wrong_key_pauses_the_run_with_one_message_and_is_found_nowhere(cluste
         until(lambda: is_written(ledger))
         assert set(endpoint.paid.values()) == {1}
         assert len(endpoint.paid) == 24
+
+
+def test_what_is_spent_is_seen_call_by_call_before_a_batch_is_written(cluster):
+    usual = 100 * PRICE["input"] / 1e6 + 60 * PRICE["output"] / 1e6
+    seen_enough = threading.Event()
+
+    def held_at_the_last_question(prompt: str) -> str:
+        return answer_to(prompt) if "number 5 " not in prompt or seen_enough.wait(60) else ""
+
+    with running_endpoint() as endpoint:
+        endpoint.answer = held_at_the_last_question
+        ledger = cluster.enqueue(endpoint.base_url, 6, batch_size=6, pricing=PRICE)
+
+        def seen() -> float:
+            return json.loads(cluster.svf("status", ledger.run_id, "--json"))["spent_usd"]
+
+        until(lambda: seen() == pytest.approx(10 * usual))
+        assert ledger.done_numbers("steps", "written") == set()
+        seen_enough.set()
+        until(lambda: is_written(ledger))
+        assert seen() == pytest.approx(12 * usual)
 
 
 def everything(cluster: Cluster) -> Iterator[tuple[str, bytes]]:

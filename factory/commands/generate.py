@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from factory.commands.options import Job, hide_loading_bar, job_options
 from factory.commands.report import finish_with_report
+from factory.commands.runs import paid_calls
 from factory.config import describe_limits
 from factory.download import BUILT_IN, built_in_folder
 from factory.embedded import running_broker, running_crew
@@ -111,7 +112,7 @@ def run_here(
         with running_crew(queues, service, environment) as crew:
             ledger = start()
             log.info("run %s submitted", run_id)
-            return watch(ledger, console, crew.check), ledger
+            return watch(ledger, console, crew.check, paid_calls(ledger, url)), ledger
 
 
 def _interrupt(*_: Any) -> None:

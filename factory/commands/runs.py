@@ -20,10 +20,14 @@ from factory.config import load_configuration
 from factory.errors import ConfigError
 from factory.export import export_style
 from factory.ledger import Ledger, StyleProgress, list_runs
+from factory.limits import open_counters
 from factory.pairs import load_questions
 from factory.plan import plan_run
-from factory.progress import snapshot
+from factory.progress import Paid, nothing_known, progress_of, snapshot
 from factory.progress import watch as watch_run
+from factory.spending import Meter
+
+GLANCE = 3.0  # s that a look at the broker may take
 
 
 @click.command()
@@ -107,8 +111,14 @@ def watch(run: str | None, config_file: Path | None, output: Path) -> int:
     job = open_job(config_file, output)
     ledger = find_ledger(job, run)
     use_broker(job)
-    states = watch_run(ledger, Console(highlight=False), _guard_of(ledger))
+    states = watch_run(ledger, Console(highlight=False), _guard_of(ledger), paid_calls(ledger, job.settings.broker_url))
     return finish(job, ledger, states)
+
+
+def paid_calls(ledger: Ledger, broker_url: str | None) -> Paid:
+    """What each style has paid, as workers count it in the broker; nothing where there is none to ask."""
+    counters = open_counters(broker_url, GLANCE) if broker_url else None
+    return Meter(counters, ledger.run_id).read if counters else nothing_known
 
 
 def _guard_of(ledger: Ledger) -> Callable[[], None]:
@@ -156,12 +166,13 @@ def status(run: str | None, config_file: Path | None, output: Path, as_json: boo
     """Show how far RUN (the newest without a name) is, once."""
     job = open_job(config_file, output)
     ledger = find_ledger(job, run)
-    shot = snapshot(ledger)
+    paid = paid_calls(ledger, job.settings.broker_url)
+    shot = snapshot(ledger, paid)
     if as_json:
         click.echo(json.dumps(shot))
         return 0
     table = Table("style", "state", "pairs", "written", "extracted", "failed", "spent", box=None, pad_edge=False)
-    for state in (ledger.progress(part.style.name) for part in ledger.spec.styles):
+    for state in progress_of(ledger, paid()):
         figures = (state.pairs, state.written, state.extracted, state.failed)
         table.add_row(state.style, state.state, *map(str, figures), f"${state.spent_usd:.4f}")
     Console(highlight=False).print(f"run {ledger.run_id}: {shot['state']}, ${shot['spent_usd']:.4f} spent", table)
