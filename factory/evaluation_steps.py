@@ -58,7 +58,7 @@ def evaluate_step(
     if spec is None:
         return
     part = spec.parts[number]
-    target = target_of(ledger.spec.extraction, settings)
+    target = target_of(ledger.spec, settings)
     scorer = _scorer(ledger, style, number, settings, broker_url) if patient else _missing_judge(spec)
     vector, words = _vector(ledger, style), ledger.spec.style_run(style).style
     examiner = Examiner(target, vector, words, spec, ledger.store, scorer)

@@ -6,6 +6,7 @@ This module loads no model, and works where torch is not installed.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 
 from factory.errors import LayerError
@@ -37,6 +38,13 @@ def _parse_ranges(text: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         layers += range(first, last + 1)
     return layers
+
+
+def depth_of(layers: str | int | Sequence[int] | range) -> int | None:
+    """How many of a model's layers it takes to read ``layers``; None: all of them."""
+    if isinstance(layers, str) and layers.strip() == "all":
+        return None
+    return parse_layers(layers, sys.maxsize)[-1] + 1
 
 
 def check_layers(layers: str | int | Sequence[int] | range, n_layers: int | None) -> None:

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from factory.artifacts import (
@@ -28,7 +27,7 @@ from factory.errors import ConfigError, StoreError, StyleFailed, TeacherBusy, Te
 from factory.ledger import Ledger
 from factory.log import log
 from factory.pairs import sha256_of
-from factory.run import ExtractionSpec, StyleRun
+from factory.run import ExtractionSpec, RunSpec, StyleRun
 from factory.teacher import Payer
 from factory.writing import PATIENCE, draw_bill, write_batch
 
@@ -87,35 +86,53 @@ def recipe_of(spec: ExtractionSpec) -> Recipe:
     return Recipe(spec.recipe, spec.n_shots, spec.n_tokens, spec.max_sequence_length)
 
 
-@lru_cache(maxsize=1)
-def load_resident_target(
-    name: str, device: str, dtype: str, quantize: str | None, trust_remote_code: bool, threads: int | None
-) -> Target:
-    """The target model of this worker, loaded with its first task and kept between tasks."""
-    import torch
+_resident: dict[tuple[Any, ...], tuple[int | None, Target]] = {}  # this worker's model, and how deep it was loaded
 
+
+def load_resident_target(
+    name: str, device: str, dtype: str, quantize: str | None, trust_remote_code: bool, depth: int | None
+) -> Target:
+    """The target model of this worker, loaded with its first task and kept between tasks.
+
+    Another model, or more of its layers, takes the place of the one before, which goes first: two
+    may not fit.
+    """
+    asked = name, device, dtype, quantize, trust_remote_code
+    loaded, target = _resident.get(asked, (0, None))
+    if target is not None and (loaded is None or (depth is not None and depth <= loaded)):
+        return target
     from factory.target import load_target
 
-    if threads:
-        torch.set_num_threads(threads)
-    log.info("loading target model %s", name)
-    return load_target(name, device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code)
+    log.info("loading target model %s%s", name, f", its first {depth} layers" if depth else "")
+    target = None
+    _resident.clear()
+    target = load_target(name, device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code, depth=depth)
+    _resident[asked] = depth, target
+    return target
 
 
-def target_of(spec: ExtractionSpec, settings: Settings) -> Target:
-    """The run's target model, if this worker may load it.
+def target_of(run: RunSpec, settings: Settings) -> Target:
+    """The run's target model, if this worker may load it; only as deep as it is read if it need not answer.
 
     Raises:
         ConfigError: the model is not in this worker's ``allowed_models``.
         TargetError: it cannot be loaded.
     """
+    import torch
+
+    from factory.layers import depth_of
+
+    spec = run.extraction
     if spec.target_model not in settings.models_allowed:
         raise ConfigError(
             f"target model {spec.target_model!r} is not allowed on this worker: add it to allowed_models "
             f"(now {', '.join(settings.models_allowed)})"
         )
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    depth = depth_of(spec.target_layers) if run.evaluation is None else None
     return load_resident_target(
-        spec.target_model, settings.device, spec.dtype, spec.quantize, settings.trust_remote_code, settings.threads
+        spec.target_model, settings.device, spec.dtype, spec.quantize, settings.trust_remote_code, depth
     )
 
 
@@ -133,7 +150,7 @@ def extract_step(ledger: Ledger, style: str, number: int, settings: Settings) ->
     from factory.pipeline import describe_extraction
 
     spec = ledger.spec.extraction
-    target = target_of(spec, settings)
+    target = target_of(ledger.spec, settings)
     layers = parse_layers(spec.target_layers, target.n_layers)
     batch = render_batch(batch_of(ledger, style, number)[0], target, recipe_of(spec))
     key = differences_key(batch, target, layers)

@@ -7,10 +7,12 @@ into token ids. This module does not know pairs, recipes or vectors.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -202,11 +204,13 @@ def load_target(
     dtype: str = "auto",
     quantize: str | None = None,
     trust_remote_code: bool = False,
+    depth: int | None = None,
 ) -> Target:
     """Load a target model: a hub id, a folder, a ``.gguf`` file, or ``smollm2-135m-instruct``.
 
     ``quantize`` is ``"8bit"`` or ``"4bit"`` (bitsandbytes, CUDA only; elsewhere ignored with a
-    warning). The model is put on the device, frozen, in inference mode.
+    warning). ``depth`` loads that many layers, from the first on: enough to read those, too few to
+    answer. The model is put on the device, frozen, in inference mode.
 
     Raises:
         TargetError: the model cannot be found or loaded, or has no KV cache to steer.
@@ -225,7 +229,11 @@ def load_target(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **files)
         if getattr(config.get_text_config(), "attn_logit_softcapping", None):
             options["attn_implementation"] = "eager"  # sdpa has no soft cap (Gemma 2)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, **files, **options)
+        if depth is not None and depth < config.get_text_config().num_hidden_layers and not files:
+            config.get_text_config().num_hidden_layers = depth
+            options["config"] = config
+        with _quiet_about_layers_left_out("config" in options):
+            model: Any = AutoModelForCausalLM.from_pretrained(source, **files, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TargetError(
@@ -236,6 +244,19 @@ def load_target(
         model = model.to(place)
     model = model.eval().requires_grad_(False)
     return Target(name, revision or _hub_commit(model), model, tokenizer)
+
+
+@contextmanager
+def _quiet_about_layers_left_out(are_left_out: bool) -> Iterator[None]:
+    """Keep transformers from reporting every weight of the layers that are left out."""
+    logger = logging.getLogger("transformers")
+    usual = logger.level
+    if are_left_out:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(usual)
 
 
 def _quantization(quantize: str | None, device: str) -> dict[str, Any]:

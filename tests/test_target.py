@@ -7,8 +7,9 @@ import logging
 import pytest
 import torch
 
-from factory import load_target
+from factory import build_vector, load_target
 from factory.errors import PairRejected, TargetError
+from factory.steps import load_resident_target
 from factory.target import choose_device, choose_dtype
 
 
@@ -97,3 +98,26 @@ def test_a_template_that_drops_part_of_a_response_gets_the_pair_rejected(target_
 
 def test_the_neutral_token_is_one_id_that_decodes_to_a_line_break(target):
     assert target.tokenizer.decode([target.neutral_id]) == "\n"
+
+
+def test_only_the_layers_that_are_read_are_loaded_and_they_read_the_same(target_folder, starter_pairs, caplog):
+    whole, shallow = load_target(str(target_folder), "cpu"), load_target(str(target_folder), "cpu", depth=2)
+
+    assert (whole.n_layers, shallow.n_layers) == (4, 2)
+    assert sum(p.numel() for p in shallow.model.parameters()) < sum(p.numel() for p in whole.model.parameters())
+    first, same = (build_vector(starter_pairs[:4], target, layers=[0, 1]) for target in (whole, shallow))
+    assert torch.equal(first.value_vector, same.value_vector)
+    assert "UNEXPECTED" not in caplog.text
+
+
+def test_a_worker_keeps_one_model_and_loads_more_of_it_only_when_asked(target_folder, qwen_folder):
+    def load(folder, depth):
+        return load_resident_target(str(folder), "cpu", "float32", None, False, depth)
+
+    shallow = load(target_folder, 2)
+    assert load(target_folder, 1) is shallow
+    whole = load(target_folder, None)
+    assert whole.n_layers == 4
+    assert load(target_folder, 2) is whole
+    assert load(qwen_folder, 1) is not whole
+    assert load(target_folder, 2).n_layers == 2
