@@ -28,6 +28,7 @@ from factory.spending import likely_tokens
 from factory.store import Store
 
 MOST_RUNS, MOST_BATCHES = 50, 200  # that are looked at, the newest runs first
+FEW = 8  # measured batches below which their spread says little
 TEMPLATE = 8  # tokens of a chat template around a message
 # Useful operations a second: from a slow device of a kind to a fast one.
 THROUGHPUT = {"cuda": (2e13, 4e14), "mps": (1e12, 1e13), "cpu": (3e10, 1e12)}
@@ -73,7 +74,10 @@ def estimate_reading(
     rates = sorted(measured_rates(spec, store))
     if rates:
         low, high = rates[len(rates) // 10], rates[-1 - len(rates) // 10]
-        basis = f"measured by {len(rates)} of the batches in this store with the same model, layers and recipe"
+        basis = f"measured: {len(rates)} batches in this store with the same model, layers and recipe"
+        if len(rates) < FEW:
+            low, high = low / 2, high * 2
+            basis += "; they are few, so half and twice that"
         return ReadingTime(low * n_pairs, high * n_pairs, basis)
     return computed(settings, spec, tokens)
 

@@ -177,6 +177,14 @@ class Purse:
 
 
 @dataclass(frozen=True)
+class Paid:
+    """Calls that were answered, and what they cost."""
+
+    calls: int
+    usd: float
+
+
+@dataclass(frozen=True)
 class Meter:
     """What a run has paid by style, call by call, for those who watch it.
 
@@ -191,18 +199,22 @@ class Meter:
         return f"svf:paid:{self.run_id}"
 
     def count(self, style: str, cost_usd: float) -> None:
-        """A call was paid."""
-        if cost_usd:
-            self.counters.hincrby(self._key, style, _nano(cost_usd))
-            self.counters.expire(self._key, KEPT)
+        """A call was answered."""
+        with self.counters.pipeline() as pipeline:
+            pipeline.hincrby(self._key, f"calls:{style}", 1)
+            pipeline.hincrby(self._key, f"nano:{style}", _nano(cost_usd))
+            pipeline.expire(self._key, KEPT)
+            pipeline.execute()
 
-    def read(self) -> dict[str, float]:
-        """USD by style; nothing if Redis does not answer."""
+    def read(self) -> dict[str, Paid]:
+        """What is paid by style; nothing if Redis does not answer."""
         try:
             found: Any = self.counters.hgetall(self._key)
         except (redis.RedisError, OSError):
             return {}
-        return {style.decode(): int(nano) / NANO for style, nano in found.items()}
+        counts = {name.decode(): int(count) for name, count in found.items()}
+        styles = (name.removeprefix("calls:") for name in counts if name.startswith("calls:"))
+        return {style: Paid(counts[f"calls:{style}"], counts.get(f"nano:{style}", 0) / NANO) for style in styles}
 
 
 def _nano(usd: float) -> int:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from factory.errors import ConfigError, TeacherPaced, TeacherRefused
 from factory.limits import open_counters
 from factory.run import TeacherSpec
-from factory.spending import NANO, Meter, Purse, most_tokens, price_of, require_price, worst_case
+from factory.spending import NANO, Meter, Paid, Purse, most_tokens, price_of, require_price, worst_case
 
 OPENAI = TeacherSpec(model="gpt-6-luna", requested_model="gpt-4", max_response_tokens=100)
 LOCAL = OPENAI.model_copy(update={"base_url": "http://127.0.0.1:8080/v1"})
@@ -125,7 +125,7 @@ def test_a_meter_adds_up_calls_by_style_and_is_silent_without_its_redis(broker):
     assert meter.read() == {}
     for style, cost in (("a", 0.1), ("b", 0.25), ("a", 0.2), ("b", 0.0)):
         meter.count(style, cost)
-    assert meter.read() == pytest.approx({"a": 0.3, "b": 0.25})
+    assert meter.read() == {"a": Paid(2, pytest.approx(0.3)), "b": Paid(2, pytest.approx(0.25))}
     assert Meter(open_counters("redis://127.0.0.1:1/0"), "run").read() == {}
 
 

@@ -52,6 +52,8 @@ def _row(part: StyleEstimate) -> tuple[str, ...]:
 
 
 def _short(tokens: int) -> str:
+    if tokens < 1000:
+        return str(tokens)
     return f"{tokens / 1e6:.1f}M" if tokens >= 1e6 else f"{tokens / 1e3:.0f}k"
 
 

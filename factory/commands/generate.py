@@ -45,7 +45,7 @@ def generate(job: Job) -> int:
     os.environ["FACTORY_LOG"] = str((job.output / LOG_FILE).resolve())
     start_logging(terminal=False)
     _prepare_target(job, console)
-    console.print(f"run [bold]{plan.spec.run_id}[/bold]: {_describe(plan)}")
+    console.print(f"run [bold]{plan.spec.run_id}[/bold]: {_describe(plan)}", soft_wrap=True)
     needs_teacher = plan.needs_teacher
 
     def start() -> Ledger:
@@ -69,7 +69,10 @@ def _describe(plan: Plan) -> str:
     pairs = sum(part.n_pairs for part in plan.spec.styles)
     to_write = sum(len(batch.questions) for parts in plan.batches.values() for batch in parts)
     teacher = f", {to_write} of them written by {plan.spec.teacher.model}" if to_write else ""
-    return f"{len(plan.spec.styles)} styles, {pairs} pairs{teacher}, target {plan.spec.extraction.target_model}"
+    n_styles = len(plan.spec.styles)
+    return (
+        f"{n_styles} style{'s' * (n_styles != 1)}, {pairs} pairs{teacher}, target {plan.spec.extraction.target_model}"
+    )
 
 
 def _prepare_target(job: Job, console: Console) -> None:

@@ -23,7 +23,7 @@ from factory.ledger import Ledger, StyleProgress, list_runs
 from factory.limits import open_counters
 from factory.pairs import load_questions
 from factory.plan import plan_run
-from factory.progress import Paid, nothing_known, progress_of, snapshot
+from factory.progress import Meters, nothing_known, progress_of, snapshot
 from factory.progress import watch as watch_run
 from factory.spending import Meter
 
@@ -115,7 +115,7 @@ def watch(run: str | None, config_file: Path | None, output: Path) -> int:
     return finish(job, ledger, states)
 
 
-def paid_calls(ledger: Ledger, broker_url: str | None) -> Paid:
+def paid_calls(ledger: Ledger, broker_url: str | None) -> Meters:
     """What each style has paid, as workers count it in the broker; nothing where there is none to ask."""
     counters = open_counters(broker_url, GLANCE) if broker_url else None
     return Meter(counters, ledger.run_id).read if counters else nothing_known
@@ -166,13 +166,13 @@ def status(run: str | None, config_file: Path | None, output: Path, as_json: boo
     """Show how far RUN (the newest without a name) is, once."""
     job = open_job(config_file, output)
     ledger = find_ledger(job, run)
-    paid = paid_calls(ledger, job.settings.broker_url)
-    shot = snapshot(ledger, paid)
+    meters = paid_calls(ledger, job.settings.broker_url)
+    shot = snapshot(ledger, meters)
     if as_json:
         click.echo(json.dumps(shot))
         return 0
     table = Table("style", "state", "pairs", "written", "extracted", "failed", "spent", box=None, pad_edge=False)
-    for state in progress_of(ledger, paid()):
+    for state in progress_of(ledger, meters()):
         figures = (state.pairs, state.written, state.extracted, state.failed)
         table.add_row(state.style, state.state, *map(str, figures), f"${state.spent_usd:.4f}")
     Console(highlight=False).print(f"run {ledger.run_id}: {shot['state']}, ${shot['spent_usd']:.4f} spent", table)
