@@ -32,6 +32,7 @@ from factory.spending import Meter, Purse, likely_tokens, most_tokens, price_of,
 from factory.store import Store, hash_of
 
 OPENAI_KEY = "OPENAI_API_KEY"
+OPENAI_URL = "https://api.openai.com/v1"  # said, as the client would take another from OPENAI_BASE_URL
 ON_THE_WAY = 15.0  # s beyond the timeout of an answer for which its claim is held
 LONG_WAIT = 600.0  # s: a server that asks for more wants a person, not a retry
 RETRYABLE = {408, 409, 429}
@@ -327,7 +328,10 @@ def _bad(reason: str) -> dict[str, Any]:
 def _client(process: int, base_url: str | None, key: str, timeout: float) -> openai.OpenAI:
     # One client a process: connections do not survive a fork. Retries are the queue's business.
     return openai.OpenAI(
-        api_key=key, base_url=base_url, max_retries=0, timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout))
+        api_key=key,
+        base_url=base_url or OPENAI_URL,
+        max_retries=0,
+        timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)),
     )
 
 

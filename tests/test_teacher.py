@@ -14,10 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherRefused
+from factory.config import Settings
+from factory.errors import BadReply, PairRejected, RunPaused, TeacherBusy, TeacherRefused
 from factory.judge import as_judge, judge_answers
+from factory.ledger import Ledger
 from factory.limits import Pace
+from factory.plan import plan_run
 from factory.run import TeacherSpec
+from factory.steps import write_step
 from factory.store import Store
 from factory.styles import parse_style
 from factory.teacher import (
@@ -32,7 +36,7 @@ from factory.teacher import (
     stored_reply,
 )
 from factory.writing import draw_bill, write_batch, write_pair
-from tests.endpoint import answer_to, completion
+from tests.endpoint import answer_to, completion, running_endpoint
 
 OPENAI = TeacherSpec(model="gpt-6-luna", requested_model="gpt-4", temperature=0.7)
 LOCAL = OPENAI.model_copy(update={"base_url": "http://teacher.test/v1", "pricing": {"input": 1.0, "output": 4.0}})
@@ -122,6 +126,47 @@ def test_the_openai_key_stays_at_openai():
     assert find_key("http://mine/v1", "OTHER", environment) == "sk-other"
     assert find_key("http://mine/v1", "OPENAI_API_KEY", environment) == "sk-real"  # the configuration says so
     assert find_key(None, None, {}) is None
+
+
+def test_a_server_of_one_s_own_is_sent_no_openai_key_by_default(store, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai")
+    monkeypatch.setenv("OTHER", "sk-other")
+    with running_endpoint() as endpoint:
+        spec = LOCAL.model_copy(update={"base_url": endpoint.base_url})
+        for variable, key in ((None, "none"), ("OTHER", "sk-other"), ("OPENAI_API_KEY", "sk-of-openai")):
+            Teacher(spec, open_client(spec, variable, 5.0), store, Payer("run", "steps", 0)).ask(f"hello {variable}")
+            assert endpoint.keys == {f"Bearer {key}"}
+            endpoint.keys.clear()
+
+
+def test_openai_s_key_goes_to_openai_whatever_address_the_environment_names(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere.test/v1")
+    assert open_client(OPENAI, None, 5.0).base_url.host == "api.openai.com"
+
+
+@pytest.mark.parametrize("missing", ["gpt-writes", "gpt-judges"])
+def test_no_call_is_paid_where_openai_lacks_the_teacher_or_its_judge(store, tmp_path, monkeypatch, missing):
+    class Catalogue(Scripted):
+        def answer(self, request):
+            lacks = request.url.path.endswith(missing)
+            paths.append((request.method, request.url.path))
+            return httpx2.Response(404 if lacks else 200, json={"error": {}} if lacks else {"id": "x"})
+
+    paths: list[tuple[str, str]] = []
+    http = httpx2.Client(transport=Catalogue())
+    client = openai.OpenAI(api_key="sk-test", max_retries=0, http_client=http)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setattr("factory.cluster.open_client", lambda *asked: client)
+    settings = Settings(teacher_model="gpt-writes", judge_model="gpt-judges", regenerate_datasets=True)
+    plan = plan_run(settings, store, tmp_path, limit=1)
+    ledger = Ledger(store, plan.spec.run_id)
+    ledger.create(plan.spec, plan.batches)
+    with pytest.raises(RunPaused) as paused:
+        write_step(ledger, settings.styles[0], 0, settings, "memory://")
+    assert paused.value.reason == "no_model"
+    assert missing in ledger.paused()["message"]
+    assert {method for method, _ in paths} == {"GET"}
 
 
 # ---- how answers are taken
