@@ -124,6 +124,46 @@ def test_an_interrupted_run_leaves_no_process_and_the_next_one_reuses_what_was_d
     assert kept.items() <= now.items()
 
 
+def worker_of(output: Path) -> int:
+    """The process id of the gpu worker whose run writes to ``output``."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes().decode(errors="replace")
+                if b"gpu,reduce" in (entry / "cmdline").read_bytes() and str(output) in environment:
+                    return int(entry.name)
+            except OSError:
+                pass  # it has just ended
+    raise AssertionError(f"no gpu worker writes to {output}")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_under_generate_is_replaced_and_the_bytes_are_right(svf, config, tmp_path):
+    calm = svf("generate", "--config", config, "--output", "calm")
+    assert calm.status == 0, calm.err
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", "from factory.cli import main; main()"]
+    words = ["generate", "--config", str(config), "--output", str(out)]
+    running = subprocess.Popen([*command, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        batches = out / "runs" / "batches"
+        while running.poll() is None and not (batches.is_dir() and any(batches.glob("*.safetensors"))):
+            time.sleep(0.02)
+        first = worker_of(out)
+        os.kill(first, signal.SIGKILL)
+        said, _ = running.communicate(timeout=240)
+    finally:
+        running.kill()
+        running.wait()
+
+    assert running.returncode == 0, said
+    assert "killed by signal 9: starting another" in (out / "steering_vector_generation.log").read_text()
+    for style in (STYLE, "creative_explorer"):
+        one, two = (folder / "steering_vectors" / f"{style}.pt" for folder in (tmp_path / "calm", out))
+        assert one.read_bytes() == two.read_bytes()
+    assert processes_that_know(str(out)) == []
+
+
 def test_a_style_that_cannot_be_made_fails_with_its_reasons_and_the_other_is_made(svf, config, tmp_path):
     # Given a dataset in which too many pairs are unusable
     dataset = tmp_path / "out" / "datasets" / f"{STYLE}_pairs.jsonl"
