@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import time
 
 import pytest
@@ -94,6 +96,18 @@ def test_the_dashboard_asks_for_figures_that_there_are(broker, client, store, tm
     }
     assert {name for name in asked if not name.startswith("svf_gpu_")} <= known
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool of Prometheus is not installed")
+def test_prometheus_understands_every_expression_of_the_dashboard(tmp_path):
+    dashboard = json.loads((ROOT / "dashboards" / "factory.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(expressions)]
+    (tmp_path / "rules.yaml").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    words = ["promtool", "check", "rules", str(tmp_path / "rules.yaml")]
+    checked = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert f"{len(expressions)} rules found" in checked.stdout
 
 
 def test_a_broker_that_throws_messages_away_is_bad_and_the_doctor_says_what_to_do(broker, client):
