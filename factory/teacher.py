@@ -327,12 +327,15 @@ def _bad(reason: str) -> dict[str, Any]:
 @lru_cache(maxsize=8)
 def _client(process: int, base_url: str | None, key: str, timeout: float) -> openai.OpenAI:
     # One client a process: connections do not survive a fork. Retries are the queue's business.
-    return openai.OpenAI(
+    client = openai.OpenAI(
         api_key=key,
         base_url=base_url or OPENAI_URL,
         max_retries=0,
         timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)),
     )
+    if base_url:  # the client takes these from the environment: they name an account at OpenAI
+        client.organization = client.project = None
+    return client
 
 
 _making_client = threading.Lock()

@@ -57,6 +57,7 @@ class Endpoint(ThreadingHTTPServer):
         self.statuses: collections.Counter[int] = collections.Counter()
         self.paid: collections.Counter[str] = collections.Counter()  # answers sent with 200, by request
         self.keys: set[str] = set()  # Authorization headers seen
+        self.headers_seen: set[str] = set()
         self.lock = threading.Lock()
         self.draw = random.Random(seed)
 
@@ -90,6 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.keys.add(self.headers.get("Authorization", ""))
+        self.server.headers_seen |= set(map(str.lower, self.headers))
         status = self.server.judge()
         time.sleep(self.server.delay)
         name = hashlib.sha256(body).hexdigest()

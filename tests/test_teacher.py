@@ -131,12 +131,15 @@ def test_the_openai_key_stays_at_openai():
 def test_a_server_of_one_s_own_is_sent_no_openai_key_by_default(store, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai")
     monkeypatch.setenv("OTHER", "sk-other")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-mine")
     with running_endpoint() as endpoint:
         spec = LOCAL.model_copy(update={"base_url": endpoint.base_url})
         for variable, key in ((None, "none"), ("OTHER", "sk-other"), ("OPENAI_API_KEY", "sk-of-openai")):
             Teacher(spec, open_client(spec, variable, 5.0), store, Payer("run", "steps", 0)).ask(f"hello {variable}")
             assert endpoint.keys == {f"Bearer {key}"}
             endpoint.keys.clear()
+        assert not [name for name in endpoint.headers_seen if name.startswith("openai")]
 
 
 def test_openai_s_key_goes_to_openai_whatever_address_the_environment_names(monkeypatch):
