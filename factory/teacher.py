@@ -274,8 +274,12 @@ def classify_status(error: openai.APIStatusError, model: str) -> TeacherError | 
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait, from ``Retry-After`` as a number or a date."""
+    """Seconds that a server asks to wait, from ``Retry-After-Ms``, or ``Retry-After`` as a number or a date."""
     text = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(headers["retry-after-ms"]) / 1000)
+    except (KeyError, ValueError):
+        pass
     try:
         return max(0.0, float(text))
     except ValueError:

@@ -237,6 +237,8 @@ def test_a_server_that_does_not_count_is_taken_at_the_worst(store):
     [
         (429, "rate_limit_exceeded", {"retry-after": "7"}, TeacherBusy, 7.0),
         (429, "rate_limit_exceeded", {}, TeacherBusy, None),
+        (429, "", {"retry-after": "7", "retry-after-ms": "6500"}, TeacherBusy, 6.5),
+        (429, "", {"retry-after": "7", "retry-after-ms": "soon"}, TeacherBusy, 7.0),
         (408, "", {}, TeacherBusy, None),
         (409, "", {}, TeacherBusy, None),
         (500, "", {}, TeacherBusy, None),
