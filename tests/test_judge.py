@@ -182,3 +182,34 @@ def test_svf_evaluate_shows_a_judge_s_scores_and_what_they_cost(svf, judged, end
     refused = svf("evaluate", "v.pt", "--config", "judge.yaml", FACTORY_MAX_COST_USD="0.000001")
     assert refused.status == 2
     assert "could cost" in refused.err
+
+
+@pytest.mark.slow
+def test_a_judge_in_the_queue_gives_the_bytes_of_one_asked_here_though_a_third_of_its_calls_fail(
+    svf, judged, endpoint, target_folder, tmp_path
+):
+    ledger, settings = judged
+    do_evaluation(ledger, STYLE, settings)
+    conclude_step(ledger, STYLE)
+    with running_endpoint(fail=0.3) as flaky:
+        flaky.answer = endpoint.answer
+        config = {
+            "target_model": str(target_folder),
+            "device": "cpu",
+            "load_in_8bit": False,
+            "styles": [STYLE],
+            "extraction_config": {"target_layers": "all", "recipe": "response_last"},
+            **changes(flaky.base_url, "judge"),
+            "evaluation": settings.evaluation.model_dump(),
+        }
+        (tmp_path / "tiny.yaml").write_text(json.dumps(config))
+        said = svf("generate", "--config", "tiny.yaml", "--output", "out", "--limit", 6)
+        assert said.status == 0, said.out + said.err
+        assert set(flaky.paid.values()) == {1}
+        n_failed = flaky.statuses[500]
+    assert n_failed > 0
+    queued = SteeringVector.load(tmp_path / "out" / "steering_vectors" / f"{STYLE}.pt")
+    assert queued == vector_of(ledger)
+    assert queued.metadata["evaluation"]["judged"] == vector_of(ledger).metadata["evaluation"]["judged"]
+    spent = json.loads((tmp_path / "out" / "steering_vectors" / f"{STYLE}_run.json").read_text())["spent_usd"]
+    assert spent == pytest.approx(len(flaky.paid) * USUAL)
