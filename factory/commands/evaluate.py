@@ -48,8 +48,9 @@ def evaluate(
 ) -> int:
     """Measure whether VECTORS steer, and write verdict and best setting into them.
 
-    All questions are held out: no vector was made from them. The exit status is 1 if a vector has
-    no effect.
+    All questions are held out: no vector was made from them. With evaluation.judge_model a judge
+    at the teacher's endpoint scores the answers beside the style's markers. The exit status is 1
+    if a vector has no effect.
     """
     from factory.vector import SteeringVector
 
