@@ -6,6 +6,8 @@ answered from it. This module knows neither the queue nor the models.
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -75,8 +77,18 @@ class Ledger:
         self.store.write_json(f"{self.run_id}/{RUN_FILE}", spec.model_dump(mode="json"))
 
     def record(self, style: str, step: Step, number: int, entry: dict[str, Any]) -> None:
-        """Write down that a batch went through a step. Twice is once."""
-        self.store.write_json(self._key(style, f"{step}-{number:06d}.json"), entry)
+        """Write down that a batch went through a step, when, and in which process. Twice is once."""
+        done = {"at": round(time.time(), 3), "worker": f"{platform.node()}:{os.getpid()}"}
+        self.store.write_json(self._key(style, f"{step}-{number:06d}.json"), entry | {"done": done})
+
+    def done_by(self, style: str, step: Step, number: int) -> dict[str, Any] | None:
+        """Which ``worker`` did a part, and ``at`` what Unix time. Apart from its entry, which decides bytes."""
+        entry = self.store.read_json(self._key(style, f"{step}-{number:06d}.json"))
+        return entry and entry.get("done")
+
+    def begun_at(self) -> float:
+        """When the run was planned, Unix time by the store's clock; 0 where the store does not tell."""
+        return self.store.modified_at(f"{self.run_id}/{RUN_FILE}")
 
     def entry(self, style: str, step: Step, number: int) -> dict[str, Any] | None:
         """What was written down of a batch at a step, or None."""
@@ -85,6 +97,7 @@ class Ledger:
             entry = self.store.read_json(key)
             if entry is None:
                 return None
+            entry.pop("done", None)
             config = entry.get("config")  # the same for every batch: kept once
             if config is not None and config == self._config:
                 entry["config"] = self._config

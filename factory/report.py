@@ -25,20 +25,14 @@ from factory.ledger import Ledger, StyleProgress
 from factory.pairs import ContrastivePair
 from factory.pipeline import DISTRIBUTION
 from factory.statistics import ENOUGH
-from factory.store import Store
 from factory.styles import Style
+from factory.timing import done_parts_of, time_phases, time_workers
 from factory.vector import SteeringVector
 
 REPORT_FILE = "report.html"
 MOST_PAIRS = 300  # a style; a page with more is slow to open
 COMPARED = ("unsteered", "prompted", "steered")
 ENOUGH_HALVES = ENOUGH / (2 - ENOUGH)  # the split-half cosine at which the whole's reliability is ENOUGH
-PHASES = {
-    "written": "written by the teacher",
-    "extracted": "extracted",
-    "reduced": "averaged",
-    "evaluated": "evaluated",
-}
 
 
 @dataclass(frozen=True)
@@ -82,6 +76,7 @@ def write_report(ledger: Ledger) -> str:
 def render_report(ledger: Ledger) -> str:
     """The report's HTML."""
     sections = [_section(ledger, part.style) for part in ledger.spec.styles]
+    parts = done_parts_of(ledger)
     environment = Environment(
         loader=PackageLoader("factory", "data"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -90,7 +85,8 @@ def render_report(ledger: Ledger) -> str:
         spec=ledger.spec,
         sections=sections,
         matrices=_matrices(ledger, sections),
-        timing=_timing(ledger),
+        phases=time_phases(parts),
+        workers=time_workers(parts),
         versions=_versions(),
     )
 
@@ -236,29 +232,6 @@ def _matrices(ledger: Ledger, sections: Sequence[StyleSection]) -> dict[str, Mar
         names = [style.name for style in styles]
         made["specificity"] = figures.matrix_figure("matrix-specificity", title, list(rows), names, shares)
     return {name: Markup(svg) for name, svg in made.items()}  # figures.py escapes
-
-
-def _timing(ledger: Ledger) -> list[dict[str, Any]]:
-    """When each phase of each style ended, in seconds from the run's start, by the store's clock."""
-    begun = _modified(ledger.store, f"{ledger.run_id}/run.json")
-    rows = []
-    for part in ledger.spec.styles:
-        name = part.style.name
-        for step, words in PHASES.items():
-            folder = f"{ledger.run_id}/{name}"
-            files = [file for file in ledger.store.names(folder) if file.startswith(f"{step}-")]
-            times = [_modified(ledger.store, f"{folder}/{file}") - begun for file in files]
-            if times:
-                rows.append({"style": name, "phase": words, "first": min(times), "last": max(times), "n": len(times)})
-    return rows
-
-
-def _modified(store: Store, key: str) -> float:
-    """When ``key`` was written, in seconds; 0 where the store does not tell."""
-    try:
-        return float(store.files.modified(store.path(key)).timestamp())
-    except (NotImplementedError, OSError):
-        return 0.0
 
 
 def _versions() -> dict[str, str]:

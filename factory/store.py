@@ -126,6 +126,13 @@ class Store:
             if self.files.exists(path):
                 self.files.rm_file(path)
 
+    def modified_at(self, key: str) -> float:
+        """When ``key`` was written, Unix time; 0 where the storage does not tell."""
+        try:
+            return float(self.files.modified(self.path(key)).timestamp())
+        except (NotImplementedError, OSError):
+            return 0.0
+
     def names(self, folder: str | None = None) -> list[str]:
         """Names of what lies directly in ``folder`` (None: in the store), sorted; none if there is no such folder."""
         self.files.invalidate_cache()

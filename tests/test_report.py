@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from factory.ledger import Ledger
 from factory.report import examples, highlight, render_report, write_report
 from factory.store import Store
 from factory.styles import load_style
+from factory.timing import done_parts_of, time_phases, time_workers
 from tests.evaluated import finish_run, make_run
 
 STYLES = ["step_by_step_reasoning", "creative_explorer"]
@@ -122,6 +125,18 @@ def test_a_run_whose_styles_are_not_evaluated_has_a_report_that_says_so(target_f
 def test_the_report_lies_in_the_runs_folder(ledger):
     path = write_report(ledger)
     assert path.endswith(f"{ledger.run_id}/report.html")
+
+
+def test_every_part_of_the_run_is_in_the_timing_of_its_phase_and_its_worker(ledger, page):
+    parts = done_parts_of(ledger)
+    by_style, by_worker = time_phases(parts), time_workers(parts)
+
+    evaluated = len(ledger.spec.evaluation.parts) * len(STYLES)
+    assert sum(span.n for span in by_style if span.phase == "evaluated") == evaluated
+    assert sum(span.n for span in by_worker) == sum(span.n for span in by_style) == len(parts) > evaluated
+    assert all(span.first <= span.last for span in by_style)
+    assert {span.who for span in by_worker} == {f"{platform.node()}:{os.getpid()}"}
+    assert f"{platform.node()}:{os.getpid()}" in page
 
 
 def test_a_damaged_answer_is_named_rather_than_shown(ledger):
