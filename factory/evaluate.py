@@ -195,7 +195,9 @@ def cells_of(done: Mapping[str, Entry]) -> list[Entry]:
 
 
 def choose_cell(done: Mapping[str, Entry], spec: EvaluationSpec) -> Entry:
-    """The setting with most answers in the style among those that hardly loop; of equals, the most fluent.
+    """The setting with most answers in the style among those that hardly loop.
+
+    Of equals the one that loops least, then the one with most markers, then the most fluent.
 
     Where all of them loop, the one that loops least.
     """
@@ -204,7 +206,7 @@ def choose_cell(done: Mapping[str, Entry], spec: EvaluationSpec) -> Entry:
 
     def worth(cell: Entry) -> tuple[float, ...]:
         figures = cell["figures"]
-        return figures["share"], -figures["loops"], figures["distinct_4grams"]
+        return figures["share"], -figures["loops"], figures["markers"], figures["distinct_4grams"]
 
     return max(fluent, key=worth) if fluent else min(cells, key=lambda cell: cell["figures"]["loops"])
 
