@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import platform
+from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -53,24 +55,33 @@ def repeated_pairs(ledger: Ledger, style: str) -> dict[str, str]:
     marked there.
     """
     marked: dict[str, str] = {}
-    pair_ids: list[str] = []
-    written: list[bool] = []
+    ends = array("I")  # of each batch: how many pairs there are up to its end
 
     def answers() -> Iterator[str]:
         for batch in ledger.batches(style):
-            for pair in batch_of(ledger, style, batch.number)[0]:
-                if REPEATS in pair.extra:
-                    marked[pair.pair_id] = str(pair.extra[REPEATS])
-                pair_ids.append(pair.pair_id)
-                written.append(batch.pairs_key is None)
-                yield pair.positive_response
+            pairs = batch_of(ledger, style, batch.number)[0]
+            marked.update((pair.pair_id, str(pair.extra[REPEATS])) for pair in pairs if REPEATS in pair.extra)
+            ends.append(len(pairs) + (ends[-1] if ends else 0))
+            yield from (pair.positive_response for pair in pairs)
 
     if not ledger.spec.style_run(style).from_teacher:
         for _ in answers():
             pass
         return marked
     repeats = find_repeats(answers(), SAME_ANSWER, numbers_tell=False)
-    return marked | {pair_ids[at]: pair_ids[twin] for at, twin in repeats.items() if written[at]}
+    ids = _pair_ids(ledger, style, ends, {*repeats, *repeats.values()})
+    written = (at for at in repeats if ledger.batches(style)[bisect_right(ends, at)].pairs_key is None)
+    return marked | {ids[at]: ids[repeats[at]] for at in written}
+
+
+def _pair_ids(ledger: Ledger, style: str, ends: array[int], wanted: set[int]) -> dict[int, str]:
+    """The ids of ``wanted`` pairs, by their places in the style."""
+    ids: dict[int, str] = {}
+    for number in sorted({bisect_right(ends, at) for at in wanted}):
+        pairs = batch_of(ledger, style, number)[0]
+        start = ends[number] - len(pairs)
+        ids |= {start + at: pair.pair_id for at, pair in enumerate(pairs) if start + at in wanted}
+    return ids
 
 
 def write_dataset(ledger: Ledger, style: str, repeated: Mapping[str, str]) -> str:
@@ -80,20 +91,21 @@ def write_dataset(ledger: Ledger, style: str, repeated: Mapping[str, str]) -> st
     their batch were read with them as examples.
     """
     part = ledger.spec.style_run(style)
-    words: list[tuple[int, int]] = []
+    words = array("I"), array("I")  # of each positive answer, of each negative one
     rejected: list[dict[str, Any]] = []
     for batch in ledger.batches(style):  # twice, as a style's pairs need not fit into memory
         good, bad = batch_of(ledger, style, batch.number)
-        words += [(len(pair.positive_response.split()), len(pair.negative_response.split())) for pair in good]
+        words[0].extend(len(pair.positive_response.split()) for pair in good)
+        words[1].extend(len(pair.negative_response.split()) for pair in good)
         rejected += bad
         rejected += [_repeat(pair, repeated[pair.pair_id]) for pair in good if pair.pair_id in repeated]
     known = {key: value for key, value in part.dataset_metadata.items() if key not in ("type", "total_pairs")}
     metadata = known | {
         "style_name": style,
         "description": part.style.description,
-        "total_pairs": len(words),
+        "total_pairs": len(words[0]),
         "model_used": teacher_model(ledger, part),
-        "lengths": length_statistics(words),
+        "lengths": length_statistics(*words),
     }
     lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(ledger, style, metadata, repeated))
     digest = ledger.store.write_pieces(ledger.dataset_key(style), (line.encode() for line in lines))
@@ -102,7 +114,7 @@ def write_dataset(ledger: Ledger, style: str, repeated: Mapping[str, str]) -> st
         ledger.store.write(ledger.rejected_key(style), "".join(reasons).encode())
     if part.from_teacher:
         ledger.store.write_json(
-            ledger.manifest_key(style), manifest(ledger, part, len(words) - len(repeated), rejected, digest)
+            ledger.manifest_key(style), manifest(ledger, part, len(words[0]) - len(repeated), rejected, digest)
         )
     return digest
 
@@ -125,10 +137,9 @@ def _lines(
             yield pair.to_json() | mark
 
 
-def length_statistics(words: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def length_statistics(positives: Sequence[int], negatives: Sequence[int]) -> dict[str, Any]:
     """Words of each pair's positive and negative answer, and their ratio: long positives teach length, not style."""
-    positives = [positive for positive, _ in words] or [0]
-    negatives = [negative for _, negative in words] or [0]
+    positives, negatives = positives or [0], negatives or [0]
     ratios = [up / max(1, down) for up, down in zip(positives, negatives, strict=True)]
     return {
         "positive_words": {"mean": round(mean(positives), 1), "median": median(positives)},

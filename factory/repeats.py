@@ -2,26 +2,42 @@
 
 Two texts are alike if they share enough of their neighbouring word pairs (Jaccard); case,
 punctuation, accents and articles do not count. Each text is looked up under its rarest
-word pairs alone: of two texts that are alike enough, one such pair is in both. So a hundred
+word pairs alone: of two texts that are alike enough, a few such pairs are in both. So a hundred
 thousand texts take seconds, and the answer depends on texts and order only. Words, no model.
+
+What is known of the texts lies in a temporary SQLite database, which goes to disk when it is
+larger than SQLite's cache of 2 MB: memory is the same for ten texts and for a million.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import sqlite3
 import unicodedata
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
+
+from factory.errors import StoreError
 
 SAME_QUESTION = 0.9  # of all word pairs of two questions: with one other word in 20, they are two
 SAME_ANSWER = 0.8  # of all word pairs of two answers
 ARTICLES = {"a", "an", "the"}
-BUCKETS = 2**20  # counters of word pairs; more pairs share counters, which costs time and changes nothing
+BUCKETS = 2**22  # counters of word pairs, a byte each; more pairs share counters, which costs time alone
+SHARED = 3  # rare word pairs that two texts share before all their pairs are compared
 MOST_LOOKED_AT = 64  # texts under one word pair: what stands in more texts than this tells none apart
+
+SHELF = """
+    PRAGMA journal_mode = OFF;
+    CREATE TABLE texts (number INTEGER PRIMARY KEY, pairs BLOB, numbers TEXT);
+    CREATE TABLE rare (pair INTEGER, number INTEGER, PRIMARY KEY (pair, number)) WITHOUT ROWID;
+    BEGIN;
+"""
 
 
 @dataclass(frozen=True)
@@ -51,48 +67,73 @@ def find_repeats(texts: Iterable[str], alike: float, *, numbers_tell: bool) -> d
     from which on two texts are one, above 0; ``numbers_tell``: texts with other numbers are two.
     Of texts under a word pair that more than :data:`MOST_LOOKED_AT` have as one of their rarest,
     only the first are compared.
+
+    Raises:
+        StoreError: the disk of temporary files is full or cannot be written.
     """
-    known = [words_of(text, numbers_tell=numbers_tell) for text in texts]
-    counts = _count(known)
-    under: dict[int, list[int]] = {}
-    repeats: dict[int, int] = {}
-    for number, words in enumerate(known):
-        keys = _rarest(words, counts, alike)
-        twin = _first_alike(words, keys, under, known, alike)
-        if twin is not None:
-            repeats[number] = twin
-            continue
-        for key in keys:
-            found = under.setdefault(key, [])
-            if len(found) < MOST_LOOKED_AT:
-                found.append(number)
-    return repeats
+    try:
+        with closing(sqlite3.connect("", isolation_level=None)) as shelf:
+            shelf.executescript(SHELF)
+            counts = _shelve(shelf, texts, numbers_tell=numbers_tell)
+            return dict(_repeats(shelf, counts, alike))
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"near-repeats cannot be looked for: {error}; they need about 1 KB a text of disk where temporary "
+            "files go: free some, or set SQLITE_TMPDIR to a folder with room"
+        ) from error
 
 
-def _count(known: Sequence[Words]) -> array[int]:
-    """In about how many texts each word pair stands."""
-    counts = array("I", [0]) * BUCKETS
-    for words in known:
+def _shelve(shelf: sqlite3.Connection, texts: Iterable[str], *, numbers_tell: bool) -> bytearray:
+    """Put the words of every text on the shelf; returns in about how many texts each word pair stands, 255 at most."""
+    counts = bytearray(BUCKETS)
+    for number, text in enumerate(texts):
+        words = words_of(text, numbers_tell=numbers_tell)
+        shelf.execute("INSERT INTO texts VALUES (?, ?, ?)", (number, words.pairs.tobytes(), words.numbers))
         for pair in words.pairs:
-            counts[pair % BUCKETS] += 1
+            bucket = pair % BUCKETS
+            if counts[bucket] < 255:
+                counts[bucket] += 1
     return counts
 
 
-def _rarest(words: Words, counts: Sequence[int], alike: float) -> list[int]:
-    """So many of the rarest word pairs that a text alike enough must have one of them among its own.
+def _repeats(shelf: sqlite3.Connection, counts: bytearray, alike: float) -> Iterator[tuple[int, int]]:
+    for number, *row in shelf.execute("SELECT number, pairs, numbers FROM texts ORDER BY number"):
+        words = _words(*row)
+        keys = _rarest(words, counts, alike)
+        under = {key: [n for (n,) in shelf.execute("SELECT number FROM rare WHERE pair = ?", (key,))] for key in keys}
+        candidates = _candidates(list(under.values()), min(SHARED, math.ceil(alike * alike * len(words) - 1e-9)))
+        twin = next((earlier for earlier in candidates if are_alike(words, _fetch(shelf, earlier), alike)), None)
+        if twin is not None:
+            yield number, twin
+            continue
+        free = ((key, number) for key, found in under.items() if len(found) < MOST_LOOKED_AT)
+        shelf.executemany("INSERT INTO rare VALUES (?, ?)", free)
 
-    Those that stand in no other text are left out: they lead nowhere.
+
+def _candidates(found: list[list[int]], n_shared: int) -> list[int]:
+    """Texts found under at least ``n_shared`` word pairs; under fewer if some are full and may leave a text out."""
+    n_full = sum(len(numbers) >= MOST_LOOKED_AT for numbers in found)
+    times = Counter(chain.from_iterable(found))
+    return sorted(number for number, n in times.items() if n >= n_shared - n_full)
+
+
+def _fetch(shelf: sqlite3.Connection, number: int) -> Words:
+    return _words(*shelf.execute("SELECT pairs, numbers FROM texts WHERE number = ?", (number,)).fetchone())
+
+
+def _words(pairs: bytes, numbers: str) -> Words:
+    return Words(array("I", pairs), numbers)
+
+
+def _rarest(words: Words, counts: bytearray, alike: float) -> list[int]:
+    """So many of the rarest word pairs that a text alike enough must have :data:`SHARED` of them among its own.
+
+    In a short text all may be fewer. Those that stand in no other text are left out: they lead nowhere.
     """
     ordered = sorted(words.pairs, key=lambda pair: (counts[pair % BUCKETS], pair))
-    n_needed = len(ordered) - math.ceil(alike * len(ordered) - 1e-9) + 1
+    n_common = math.ceil(alike * len(ordered) - 1e-9)
+    n_needed = len(ordered) - n_common + min(SHARED, n_common)
     return [pair for pair in ordered[:n_needed] if counts[pair % BUCKETS] > 1]
-
-
-def _first_alike(
-    words: Words, keys: Sequence[int], under: dict[int, list[int]], known: Sequence[Words], alike: float
-) -> int | None:
-    candidates = sorted({number for key in keys for number in under.get(key, ())})
-    return next((number for number in candidates if are_alike(words, known[number], alike)), None)
 
 
 def are_alike(one: Words, other: Words, alike: float) -> bool:

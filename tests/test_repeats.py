@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 
 from factory.artifacts import put_pairs
 from factory.config import Settings
+from factory.errors import StoreError
 from factory.ledger import Ledger
 from factory.pairs import ContrastivePair, load_dataset
 from factory.pipeline import build_vector
 from factory.plan import plan_pairs, plan_run
-from factory.repeats import SAME_ANSWER, SAME_QUESTION, are_alike, find_repeats, words_of
+from factory.repeats import SAME_ANSWER, SAME_QUESTION, SHELF, are_alike, find_repeats, words_of
 from factory.steps import extract_step, reduce_step
 from factory.store import Store
 from factory.vector import SteeringVector
@@ -23,16 +25,61 @@ from factory.vector import SteeringVector
 few_words = st.lists(st.sampled_from(["the", "sky", "is", "blue", "why", "sea", "7", "8"]), max_size=8).map(" ".join)
 
 
-@given(st.lists(few_words, max_size=20), st.sampled_from([0.3, SAME_ANSWER, SAME_QUESTION, 1.0]), st.booleans())
-def test_the_repeats_are_those_that_comparing_all_with_all_finds(texts, alike, numbers_tell):
-    naive: dict[int, int] = {}
+SENTENCES = [" ".join(random.Random(n).choices([f"w{m}" for m in range(50)], k=25)) for n in range(4)]
+numbers = st.integers(0, 24)
+
+
+@st.composite
+def altered(draw):
+    """A text of 25 words with a few of them other ones, so that it is nearly alike to some."""
+    words = draw(st.sampled_from(SENTENCES)).split()
+    for place in draw(st.lists(numbers, max_size=4)):
+        words[place] = f"w{draw(numbers)}"
+    return " ".join(words)
+
+
+def compared_with_all(texts, alike, *, numbers_tell):
+    repeats: dict[int, int] = {}
     known = [words_of(text, numbers_tell=numbers_tell) for text in texts]
     for number in range(len(texts)):
-        kept = [earlier for earlier in range(number) if earlier not in naive]
+        kept = [earlier for earlier in range(number) if earlier not in repeats]
         twin = next((earlier for earlier in kept if are_alike(known[number], known[earlier], alike)), None)
         if twin is not None:
-            naive[number] = twin
+            repeats[number] = twin
+    return repeats
+
+
+@given(
+    st.lists(few_words, max_size=20) | st.lists(altered(), max_size=20),
+    st.sampled_from([0.3, SAME_ANSWER, SAME_QUESTION, 1.0]),
+    st.booleans(),
+)
+def test_the_repeats_are_those_that_comparing_all_with_all_finds(texts, alike, numbers_tell):
+    naive = compared_with_all(texts, alike, numbers_tell=numbers_tell)
     assert find_repeats(texts, alike, numbers_tell=numbers_tell) == naive
+
+
+def test_memory_is_the_same_for_ten_times_as_many_texts():
+    """Python's own part of it; SQLite keeps to its cache."""
+    few, many = (peak_memory(n) for n in (100, 1000))
+    assert many < few + 16 * 900  # bytes; the word pairs alone are 480 a text
+
+
+def peak_memory(n_texts):
+    random_words = random.Random(1)
+    texts = (" ".join(f"w{random_words.randrange(2000)}" for _ in range(120)) for _ in range(n_texts))
+    tracemalloc.start()
+    try:
+        assert find_repeats(texts, SAME_ANSWER, numbers_tell=False) == {}
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_full_disk_is_said_with_what_to_do(monkeypatch):
+    monkeypatch.setattr("factory.repeats.SHELF", SHELF.replace("BEGIN", "PRAGMA max_page_count = 20; BEGIN"))
+    with pytest.raises(StoreError, match=r"database or disk is full; .* set SQLITE_TMPDIR to a folder with room"):
+        find_repeats(SENTENCES * 300, SAME_ANSWER, numbers_tell=False)
 
 
 @pytest.mark.parametrize(
