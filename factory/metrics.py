@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import redis
@@ -19,11 +19,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from factory.artifacts import get_pairs
 from factory.broker import UNACKED, UNACKED_INDEX, connect, depth_of, queue_names
 from factory.errors import StoreError
 from factory.ledger import OPEN, Ledger
-from factory.pairs import ContrastivePair
 from factory.store import Store
 
 # Redis hashes of counts, and their kinds: each is shown from 0 on, or its first event would be no increase.
@@ -38,7 +36,6 @@ class ClusterFigures(Collector):
         self.client: Any = connect(broker_url)
         self.store = store
         self._ledgers: dict[str, Ledger] = {}
-        self._tokens: dict[str, dict[str, int]] = {}  # store key of a batch's pairs -> what they took: read once
 
     def collect(self) -> Iterator[Metric]:
         """The figures of now. What cannot be reached is said by ``svf_broker_up`` and ``svf_store_up``."""
@@ -85,7 +82,7 @@ class ClusterFigures(Collector):
         self._ledgers = {name: self._ledgers.get(name) or Ledger(self.store, name) for name in names}
         pairs = GaugeMetricFamily("svf_pairs", "Pairs by how far they are", labels=["run", "style", "state"])
         cost = GaugeMetricFamily("svf_cost_usd", "What the teacher has cost", labels=["run", "style"])
-        about_tokens = "Tokens of the calls that were paid for the pairs written so far"
+        about_tokens = "Tokens of the calls that were paid for the batches written so far"
         tokens = GaugeMetricFamily("svf_teacher_tokens", about_tokens, labels=["run", "style", "kind"])
         peak = GaugeMetricFamily("svf_target_peak_bytes", "Most memory that a batch took", labels=["run", "style"])
         open_chords = 0
@@ -96,7 +93,7 @@ class ClusterFigures(Collector):
                 for state in ("pairs", "written", "extracted", "failed"):
                     pairs.add_metric([name, style, "asked" if state == "pairs" else state], getattr(progress, state))
                 cost.add_metric([name, style], progress.spent_usd)
-                for kind, count in self._tokens_of(ledger, style).items():
+                for kind, count in _tokens_of(ledger, style).items():
                     tokens.add_metric([name, style, kind], count)
                 peak.add_metric([name, style], progress.peak_memory_mib * 2**20)
                 open_chords += progress.state in ("waiting", "running")
@@ -104,24 +101,12 @@ class ClusterFigures(Collector):
         yield _gauge("svf_open_runs", "Runs that have not ended", len(names))
         yield _gauge("svf_open_chords", "Styles whose chord has not ended", open_chords)
 
-    def _tokens_of(self, ledger: Ledger, style: str) -> dict[str, int]:
-        """Tokens that the teacher read and wrote for a style, by this run's calls."""
-        totals = {"input": 0, "output": 0}
-        for number in ledger.done_numbers(style, "written"):
-            key = (ledger.entry(style, "written", number) or {}).get("key")
-            if key is None:
-                continue
-            if key not in self._tokens:
-                self._tokens[key] = _usage(get_pairs(self.store, key)[0])
-            for kind, count in self._tokens[key].items():
-                totals[kind] += count
-        return totals
 
-
-def _usage(pairs: Iterable[ContrastivePair]) -> dict[str, int]:
-    """Tokens of the calls that made ``pairs``; what an earlier run had paid does not count."""
-    calls = [call for pair in pairs for call in pair.extra.get("provenance", {}).values() if not call["cache_hit"]]
-    return {kind: sum(call["usage"].get(kind, 0) for call in calls) for kind in ("input", "output")}
+def _tokens_of(ledger: Ledger, style: str) -> dict[str, int]:
+    """Tokens that the teacher read and wrote for a style, by calls that this run paid."""
+    entries = [ledger.entry(style, "written", number) or {} for number in ledger.done_numbers(style, "written")]
+    paid = [entry.get("paid_tokens", {}) for entry in entries]
+    return {kind: sum(tokens.get(kind, 0) for tokens in paid) for kind in ("input", "output")}
 
 
 def _counter(name: str, about: str, counts: dict[str, int]) -> Metric:

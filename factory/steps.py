@@ -72,7 +72,7 @@ def write_step(ledger: Ledger, style: str, number: int, settings: Settings, brok
     bill = draw_bill(ledger.store, spec, part.style, questions, payer)
     entry = {"key": key, "n_pairs": len(made.pairs), "reasons": made.reasons, "cost_usd": bill.spent_usd}
     calls = {"saved_usd": bill.saved_usd, "paid_calls": bill.paid_calls, "cached_calls": bill.cached_calls}
-    ledger.record(style, "written", number, entry | calls)
+    ledger.record(style, "written", number, entry | calls | {"paid_tokens": bill.paid_tokens})
     log.info(
         "batch %d: %d pairs written, %d rejected, $%.4f", number, len(made.pairs), len(made.rejected), bill.spent_usd
     )

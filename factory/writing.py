@@ -148,25 +148,29 @@ def describe(reply: Reply, teacher: Teacher) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bill:
-    """What a batch cost this run, what the cache saved it, and how many calls that were."""
+    """What a batch cost this run, what the cache saved it, how many calls that were, and the tokens of those paid."""
 
     spent_usd: float
     saved_usd: float
     paid_calls: int
     cached_calls: int
+    paid_tokens: dict[str, int]
 
 
 def draw_bill(store: Store, spec: TeacherSpec, style: Style, questions: Sequence[str], payer: Payer) -> Bill:
     """Add up what the store holds of a batch's replies, good and bad."""
     spent = saved = 0.0
     calls = Counter[bool]()
+    tokens = {"input": 0, "output": 0}
     for question in questions:
         for reply in stored_replies(store, spec, style, question):
             ours = reply["paid_by"] == {"run": payer.run, "style": payer.style, "batch": payer.batch}
             calls[ours] += 1
             cost = reply["cost_usd"] or 0.0
             spent, saved = (spent + cost, saved) if ours else (spent, saved + cost)
-    return Bill(spent, saved, calls[True], calls[False])
+            for kind in tokens if ours else ():
+                tokens[kind] += reply["usage"].get(kind, 0)
+    return Bill(spent, saved, calls[True], calls[False], tokens)
 
 
 def stored_replies(store: Store, spec: TeacherSpec, style: Style, question: str) -> Iterator[dict[str, Any]]:

@@ -10,12 +10,10 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from factory.artifacts import put_pairs
 from factory.config import Settings
 from factory.doctor import check_broker, check_store, check_workers
 from factory.ledger import Ledger
 from factory.metrics import metrics_text
-from factory.pairs import ContrastivePair
 from factory.plan import plan_run
 from factory.store import Store
 from tests.conftest import ROOT
@@ -45,12 +43,8 @@ def test_metrics_tell_what_waits_how_long_what_was_repaired_and_how_far_runs_are
     ledger.mark_open()
     extracted = {"key": "a", "n_pairs": 15, "reasons": {"too_long": 1}, "peak_memory_mib": 3}
     ledger.record(STYLE, "extracted", 0, extracted)
-    calls = {
-        "positive": {"cache_hit": False, "usage": {"input": 100, "output": 60}},
-        "negative": {"cache_hit": True, "usage": {"input": 100, "output": 60}},  # an earlier run paid it
-    }
-    pairs = [ContrastivePair(f"Why {n}?", "a", "b", STYLE, extra={"provenance": calls}) for n in range(2)]
-    ledger.record(STYLE, "written", 0, {"key": put_pairs(store, pairs, []), "n_pairs": 2, "cost_usd": 0.5})
+    paid = {"cost_usd": 0.5, "paid_tokens": {"input": 200, "output": 120}}
+    ledger.record(STYLE, "written", 0, {"key": "b", "n_pairs": 2, **paid})
     client.lpush("gpu", json.dumps({"headers": {"id": "x", "sent_at": time.time() - 100}}))
     client.hset("unacked", "t", json.dumps([{"headers": {"id": "y"}}, "gpu", "gpu"]))
     client.hincrby("svf:repairs", "body", 2)

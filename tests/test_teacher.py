@@ -360,6 +360,7 @@ def test_the_bill_says_who_paid(store):
     ours = draw_bill(store, LOCAL, STYLE, ["Why?", "How?"], teacher.payer)
     later = draw_bill(store, LOCAL, STYLE, ["Why?", "How?"], Payer("another run", "steps", 0))
     assert (ours.paid_calls, ours.cached_calls) == (4, 0)
+    assert (ours.paid_tokens, later.paid_tokens) == ({"input": 400, "output": 240}, {"input": 0, "output": 0})
     assert ours.spent_usd == pytest.approx(4 * 340e-6)
     assert (later.paid_calls, later.cached_calls, later.spent_usd) == (0, 4, 0.0)
     assert later.saved_usd == pytest.approx(ours.spent_usd)
