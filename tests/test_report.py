@@ -18,7 +18,8 @@ from factory.report import examples, highlight, render_report, write_report
 from factory.store import Store
 from factory.styles import load_style
 from factory.timing import done_parts_of, time_phases, time_workers
-from tests.evaluated import finish_run, make_run
+from tests.endpoint import running_endpoint
+from tests.evaluated import SWEEP, finish_run, make_run
 
 STYLES = ["step_by_step_reasoning", "creative_explorer"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -99,6 +100,32 @@ def test_the_verdict_and_the_measured_shares_stand_in_the_summary(ledger, page):
     summary = page[page.index('id="summary"') : page.index(f'<section id="{STYLES[0]}"')]
     for style in STYLES:
         assert ledger.result(style)["verdict"] in summary
+
+
+def table_of(page, style):
+    """The rows of what was measured, as texts of their cells."""
+    table = page[page.index(f'aria-label="Measured on held-out questions, {style}"') :].partition("</table>")[0]
+    rows = re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_a_judge_s_scores_stand_beside_the_markers(target_folder, tmp_path, page):
+    with running_endpoint() as endpoint:
+        endpoint.answer = lambda prompt: "style: 70\ncoherence: 30"
+        judged = {"base_url": endpoint.base_url, "evaluation": SWEEP.model_copy(update={"judge_model": "a judge"})}
+        ledger, settings = make_run(target_folder, tmp_path, Store(str(tmp_path / "runs")), STYLES[:1], judged)
+        finish_run(ledger, settings)
+    shown = render_report(ledger)
+    names, *rows = table_of(shown, STYLES[0])
+    at = names.index("markers") + 1
+    assert names[at : at + 2] == ["judge: style", "coherence"]
+    scores = {row[0]: row[at : at + 2] for row in rows}
+    assert set(scores) == {"unsteered", "prompted", "steered", "random", "negated"}
+    assert ["70", "30"] in scores.values()
+    assert all(pair in (["70", "30"], ["–", "–"]) for pair in scores.values())  # an empty answer has none
+    assert "The judge, a judge, scores" in shown
+    assert "judge" not in "".join(table_of(page, STYLES[0])[0])
+    assert "The judge" not in page
 
 
 def test_a_text_with_markup_in_it_is_shown_and_not_obeyed():
