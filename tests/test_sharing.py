@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from factory.store import Store
 from factory.styles import load_style
 from factory.vector import SteeringVector
 from tests.evaluated import finish_run, make_run
+from tests.hub import running_hub
 
 STYLE = "step_by_step_reasoning"
 SEVEN = {
@@ -133,3 +137,22 @@ def test_a_vector_goes_through_the_terminal_evaluated_exported_and_steering(vect
     steered = svf("steer", "out/mine", "-p", "Why?", "--strength", 1, "--strength", 2, "--max-new-tokens", 4, "--json")
     answers = json.loads(steered.out)["answers"]
     assert list(answers) == ["unsteered", "strength 1", "strength 2", "prompted"]
+
+
+def test_a_shared_vector_is_fetched_from_a_hub_by_its_id(vector, tmp_path):
+    share(vector, tmp_path / "pushed")
+    load = "import sys; from factory.sharing import load_shared; sys.stdout.write(load_shared(sys.argv[1]).style_name)"
+    with running_hub("lab/steps", tmp_path / "pushed") as address:
+        hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+
+        def fetch(name):  # a process of its own: the hub's client reads its address once
+            command = [sys.executable, "-c", load, name]
+            return subprocess.run(
+                command, check=False, env=os.environ | hub, capture_output=True, text=True, timeout=60
+            )
+
+        found, missing = fetch("lab/steps"), fetch("lab/nothing")
+
+    assert found.stdout == vector.style_name
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
+    assert "VectorError: 'lab/nothing' is no file or folder here, and cannot be fetched" in missing.stderr
