@@ -84,7 +84,7 @@ class Cluster:
             "API_KEY_ENV": "CHAOS_KEY",
             "STYLES_DIR": "styles",
             "MAX_CONCURRENT_CALLS": str(CALLS),
-            "VISIBILITY_TIMEOUT": str(2 * VISIBILITY),
+            "VISIBILITY_TIMEOUT": str(5 * VISIBILITY),  # a message that comes again while it is worked on is paid twice
             "ANSWER_TIMEOUT": "3",
         }
         (self.folder / "styles").mkdir()
