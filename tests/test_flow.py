@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from factory import SteeringVector, build_vector, load_pairs
@@ -36,6 +38,15 @@ def config(tmp_path, target_folder) -> Path:
     return path
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads here as ``config`` gives a worker: how products are parted may decide a last bit."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(usual)
+
+
 def processes_that_know(text: str) -> list[str]:
     """Command lines of the processes whose environment holds ``text``, but this one's."""
     found = []
@@ -50,7 +61,7 @@ def processes_that_know(text: str) -> list[str]:
     return found
 
 
-def test_generate_enqueue_and_one_process_make_the_same_bytes(svf, config, tmp_path, target):
+def test_generate_enqueue_and_one_process_make_the_same_bytes(svf, config, tmp_path, target, one_thread):
     # Given the same run made three ways: all embedded, on separate workers, and in this process
     local = svf("generate", "--config", config, "--output", "local", "--limit", 10)
     assert local.status == 0, local.err
