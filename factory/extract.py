@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from factory.errors import PairRejected
-from factory.forward import reading
+from factory.forward import needs_mask, reading, stream_dtype
 from factory.kv import KVCache, LastLayerRead, Prefix, ReadingCache
 from factory.packing import pack
 from factory.pairs import ContrastivePair
@@ -165,7 +165,7 @@ class _Reader:
             self.target.model.base_model(
                 inputs_embeds=self._embedded([segment.ids for segment in chunk]),
                 position_ids=self._position_ids(chunk),
-                attention_mask=self._mask(chunk, cache.prefix_length),
+                attention_mask=self._mask(chunk, cache.prefix_length) if parents or needs_mask(self.target) else None,
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -184,7 +184,7 @@ class _Reader:
         longest = max(map(len, ids))
         padded = self.target.tensor([row + [0] * (longest - len(row)) for row in ids])
         embedded: Tensor = self.target.model.get_input_embeddings()(padded)
-        return embedded.float()  # so that what layers add up is added in float32
+        return embedded.to(stream_dtype(self.target))
 
     def _position_ids(self, chunk: Sequence[Segment]) -> Tensor:
         longest = max(len(segment.ids) for segment in chunk)

@@ -54,6 +54,14 @@ def _no_queries_at(target: Target, layer: int) -> Iterator[None]:
         projection.forward = usual
 
 
+def needs_mask(target: Target) -> bool:
+    """Whether the attention in force must be told who sees whom even where it is plainly causal.
+
+    Elsewhere no mask is better: a GPU then takes its causal kernel.
+    """
+    return bool(target.model.config._attn_implementation == BLOCKWISE)
+
+
 @contextmanager
 def _blockwise_attention(target: Target) -> Iterator[None]:
     """Attend by :func:`attend_blockwise` on a CPU, whose own kernel computes every product that a mask then hides."""
@@ -74,27 +82,26 @@ def attend_blockwise(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor,
     scaling: float | None = None,
     **unused: Any,  # what transformers tells every attention: dropout, windows
 ) -> tuple[Tensor, None]:
     """Causal attention, a block of queries at a time, each on the keys up to its own end.
 
     ``query`` is ``[batch, n_heads, n_tokens, head_dim]``; ``key`` and ``value`` hold the prefix and
-    the new tokens, ``[batch, n_kv_heads, prefix + n_tokens, head_dim]``; ``attention_mask`` is added
-    to the scores. Returns ``[batch, n_tokens, n_heads, head_dim]``.
+    the new tokens, ``[batch, n_kv_heads, prefix + n_tokens, head_dim]``; ``attention_mask``, added to
+    the scores, hides what comes later. Returns ``[batch, n_tokens, n_heads, head_dim]``.
     """
     n_tokens, n_keys = query.shape[2], key.shape[2]
     output = query.new_empty(query.shape[0], n_tokens, *query.shape[1::2])
     for start in range(0, n_tokens, BLOCK):
         stop = min(start + BLOCK, n_tokens)
         seen = n_keys - n_tokens + stop
-        mask = None if attention_mask is None else attention_mask[..., start:stop, :seen]
         attended = scaled_dot_product_attention(
             query[:, :, start:stop],
             key[:, :, :seen],
             value[:, :, :seen],
-            attn_mask=mask,
+            attn_mask=attention_mask[..., start:stop, :seen],
             scale=scaling,
             enable_gqa=True,
         )
@@ -102,10 +109,18 @@ def attend_blockwise(
     return output, None
 
 
-def _exact_sums(target: Target) -> AbstractContextManager[Any]:
-    """Matrix products in the model's own dtype, sums between layers in float32.
+def stream_dtype(target: Target) -> torch.dtype:
+    """The dtype in which layers add up what they find, and in which embeddings must come.
 
-    For a bfloat16 model whose embeddings come in float32: where a layer's output is added to a much
-    larger stream, 8 bits of mantissa lose the small differences that a vector is made of.
+    float32 for a plain bfloat16 model: where a layer's output is added to a much larger stream, 8
+    bits of mantissa lose the small differences that a vector is made of. The model's own dtype
+    otherwise: quantised layers do not follow autocast.
     """
-    return nullcontext() if target.dtype != "bfloat16" else torch.autocast(target.device.type, dtype=torch.bfloat16)
+    return torch.float32 if target.dtype == "bfloat16" else target.model.dtype
+
+
+def _exact_sums(target: Target) -> AbstractContextManager[Any]:
+    """Matrix products in the model's own dtype, sums between layers in that of :func:`stream_dtype`."""
+    model_dtype = target.model.dtype
+    exact = stream_dtype(target) != model_dtype
+    return torch.autocast(target.device.type, dtype=model_dtype) if exact else nullcontext()

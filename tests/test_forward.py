@@ -71,3 +71,31 @@ def test_in_bfloat16_sums_between_layers_keep_what_a_vector_is_made_of(tmp_path)
     ours = build_vector(PAIRS, rounded, layers=[4]).value_vector
 
     assert (ours - truth).norm() < 0.5 * (naive - truth).norm()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_that_needs_no_mask_reads_the_same(dtype, tmp_path):
+    target = load_tiny_target(tmp_path, dtype=dtype)
+    in_blocks = build_vector(PAIRS, target, layers=[1, 4])
+
+    target.model.set_attn_implementation("eager")  # without a mask where no prefix is shared, as on a GPU
+    plain = build_vector(PAIRS, target, layers=[1, 4])
+
+    tolerance = {"float32": 1e-5, "bfloat16": 5e-2}[dtype]
+    torch.testing.assert_close(plain.value_vector, in_blocks.value_vector, atol=tolerance, rtol=0)
+    torch.testing.assert_close(plain.key_vector, in_blocks.key_vector, atol=tolerance, rtol=0)
+
+
+def test_a_quantised_model_is_read_in_its_own_dtype(tmp_path):
+    # Given a bfloat16 model that says of itself what one with 8-bit weights does
+    plain, quantised = (load_tiny_target(tmp_path, dtype="bfloat16") for _ in range(2))
+    quantised.model.is_loaded_in_8bit = True
+    streams = []
+    layer = quantised.model.base_model.layers[1]
+    layer.register_forward_pre_hook(lambda module, given: streams.append(given[0].dtype))
+
+    vector = build_vector(PAIRS, quantised, layers=[1, 4])
+
+    assert set(streams) == {torch.bfloat16}
+    assert vector.extraction_config["dtype"] == "bfloat16+int8"
+    assert vector.cosine(build_vector(PAIRS, plain, layers=[1, 4])) > 0.99
