@@ -130,7 +130,7 @@ class Store:
         """When ``key`` was written, Unix time; 0 where the storage does not tell."""
         try:
             return float(self.files.modified(self.path(key)).timestamp())
-        except (NotImplementedError, OSError):
+        except (NotImplementedError, self._troubles):
             return 0.0
 
     def names(self, folder: str | None = None) -> list[str]:
