@@ -37,8 +37,10 @@ from factory.vector import SteeringVector
 SURPRISED = ("unsteered", "prompted", "steered")  # parts whose perplexity is measured
 SAMPLE = 8  # answers whose perplexity is measured: reading them costs as much as giving them
 STRONG = 0.3  # gain in the share of answers in the style from which a vector "steers"
-
 ENOUGH = math.log(0.5)  # log-probability of the openings above which more strength adds loops only
+
+STRONGER = "Try higher strengths, more layers (target_layers: all), or more steered positions."
+WEAKER = "Its answers loop too often: evaluate lower strengths or fewer positions."
 
 Entry = dict[str, Any]  # what became of one part
 
@@ -72,7 +74,7 @@ class Examiner:
         if part.startswith("cell-"):
             rank = int(part.removeprefix("cell-"))
             readings = self.readings()
-            return self._try(readings[rank]) | ({"gate": readings} if rank == 0 else {})
+            return self._try(part, readings[rank]) | ({"gate": readings} if rank == 0 else {})
         setting = Setting(**choose_cell(done, self.spec)["setting"])
         if part == "capability":
             return self._capability(setting)
@@ -109,25 +111,26 @@ class Examiner:
             )
         return usable
 
-    def _try(self, reading: dict[str, Any]) -> Entry:
+    def _try(self, part: str, reading: dict[str, Any]) -> Entry:
         """One setting of the sweep, on the questions kept for choosing."""
         setting = Setting(**reading["setting"])
         steering = apply_setting(self.vector, setting)
-        questioning = Questioning(self.spec.choice_questions, self.spec.max_new_tokens, steering)
+        questions = self.spec.questions_of(part)
+        questioning = Questioning(questions, self.spec.max_new_tokens, steering)
         answers = ask(self.target, questioning, self.store)
         return {
             "setting": setting.to_json(),
             "layers": steering.vector.layer_indices,
             "figures": score(answers, self.style),
-            **self._judged(self.spec.choice_questions, answers),
+            **self._judged(questions, answers),
             "openings": reading["openings"],
             "moved": reading["moved"],
             "answers": questioning.key(self.target),
         }
 
     def _measure(self, part: str, steering: Steering | None, system: str | None = None) -> Entry:
-        """One state of the model, on the questions kept for measuring; a control on every second one."""
-        questions = self.spec.questions[:: 2 if part in CONTROLS else 1]
+        """One state of the model, on the questions kept for measuring."""
+        questions = self.spec.questions_of(part)
         questioning = Questioning(questions, self.spec.max_new_tokens, steering, system)
         answers = ask(self.target, questioning, self.store)
         sample = slice(SAMPLE if part in SURPRISED else 0)
@@ -295,12 +298,11 @@ def judge(
     """A verdict in plain words, and what to try next where it is not the best."""
     broken = loops > max_loops
     if interval[0] > 0 and effect >= STRONG:
-        advice = "Its answers loop too often: evaluate lower strengths or fewer positions." if broken else ""
-        return ("steers, but loops" if broken else "steers"), advice
+        return ("steers, but loops", WEAKER) if broken else ("steers", "")
     if interval[0] > 0 or marker_interval[0] > 0:
-        return "steers weakly", (
-            "Try higher strengths, more layers (target_layers: all), more steered positions, or the recipe "
-            "response_mean with n_tokens: 4."
+        return (
+            "steers weakly",
+            f"{WEAKER if broken else STRONGER} The recipe response_mean with n_tokens: 4 may do more.",
         )
     return "no effect", (
         "Nothing that the sweep tried shows the style. Extract more layers (target_layers: all), try another recipe "

@@ -18,7 +18,7 @@ from typing import Any
 
 from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherRefused
 from factory.gates import Verdict
-from factory.run import BASELINES, CONTROLS, EvaluationSpec, TeacherSpec
+from factory.run import EvaluationSpec, TeacherSpec
 from factory.styles import Style
 from factory.teacher import Reply, Teacher
 
@@ -138,10 +138,8 @@ def judge_answers(
 
 
 def count_judged(spec: EvaluationSpec) -> int:
-    """How many answers of one vector's evaluation a judge scores."""
-    controls = len(CONTROLS) * len(spec.questions[::2])
-    cells = (len(spec.first_parts) - len(BASELINES)) * len(spec.choice_questions)
-    return cells + (len(BASELINES) + 1) * len(spec.questions) + controls
+    """How many answers of one vector's evaluation a judge scores: all but the exact ones."""
+    return sum(len(spec.questions_of(part)) for part in spec.parts if part != "capability")
 
 
 def make_scorer(judge: Teacher, style: Style, *, max_concurrent: int) -> Scorer:

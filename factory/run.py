@@ -85,6 +85,12 @@ class EvaluationSpec(_Frozen):
         """Every part of an evaluation, in order; the checks of the chosen setting come last."""
         return [*self.first_parts, *CHECKS]
 
+    def questions_of(self, part: str) -> tuple[str, ...]:
+        """What a part asks: a setting of the sweep the questions for choosing, a control every second of the others."""
+        if part.startswith("cell-"):
+            return self.choice_questions
+        return self.questions[::2] if part in CONTROLS else self.questions
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSpec:

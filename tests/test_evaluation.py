@@ -236,6 +236,15 @@ def test_a_verdict_says_what_the_intervals_say(effect, interval, markers, loops,
     assert judge(effect, interval, markers, loops, 0.1)[0] == verdict
 
 
+def test_a_weak_vector_is_to_be_added_more_strongly_unless_its_answers_loop_already():
+    (weak, stronger), (looping, weaker) = (judge(0.1, [0.02, 0.2], [0, 1], loops, 0.1) for loops in (0.0, 0.2))
+
+    assert weak == looping == "steers weakly"
+    assert "higher strengths" in stronger
+    assert "lower strengths" in weaker
+    assert "higher strengths" not in weaker
+
+
 def test_choosing_and_measuring_use_different_questions():
     spec = plan_evaluation(Settings())
     assert len(spec.questions) == 30
