@@ -24,6 +24,7 @@ from factory.fluency import distinct_ngrams, is_looping
 from factory.ledger import Ledger, StyleProgress
 from factory.pairs import ContrastivePair
 from factory.pipeline import DISTRIBUTION
+from factory.setting import Setting
 from factory.statistics import ENOUGH
 from factory.styles import Style
 from factory.timing import done_parts_of, time_phases, time_workers
@@ -55,6 +56,11 @@ class StyleSection:
         if self.vector is None:
             return "no vector"
         return self.evaluation["verdict"] if self.evaluation else "not evaluated"
+
+    @property
+    def setting(self) -> str:
+        """How the evaluation adds the vector, in a few words."""
+        return Setting(**self.evaluation["setting"]).describe() if self.evaluation else ""
 
     @property
     def quality(self) -> dict[str, Any]:
