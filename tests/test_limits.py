@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 
 import pytest
@@ -17,6 +18,7 @@ from factory.limits import (
     WINDOW,
     Limits,
     Outcomes,
+    Pace,
     claimed,
     open_counters,
     parse_duration,
@@ -164,3 +166,18 @@ def test_the_run_is_failing_when_half_of_the_last_calls_failed_twice(counters):
     assert outcomes.are_failing()
     outcomes.forget()
     assert not outcomes.are_failing()
+
+
+def test_a_process_of_its_own_keeps_a_pace_between_calls():
+    pace, started = Pace(0.05), []
+
+    def call() -> None:
+        pace.await_turn()
+        started.append(time.monotonic())
+
+    threads = [threading.Thread(target=call) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(started) - min(started) >= 4 * 0.05 - 0.01
