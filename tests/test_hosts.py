@@ -7,7 +7,6 @@ lost and nobody is told, as with a switch that dies. Needs root and ``ip`` of ip
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 
 from factory.embedded import find_server, free_port
 from tests.endpoint import running_endpoint
+from tests.programs import running_program
 from tests.test_teacher_cluster import STYLE as STYLE_FILE
 
 IP = shutil.which("ip", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
@@ -84,29 +84,9 @@ class Hosts:
     def command(self, host: str, *words: object) -> list[str]:
         return [IP, "netns", "exec", self.names[host], *map(str, words)]
 
-    @contextmanager
     def running(self, host: str, name: str, *words: object, **environment: str):
         """A program on a host, in a folder of its own, until the block ends."""
-        own = self.folder / name
-        own.mkdir()
-        with (own / "log").open("wb") as sink:
-            process = subprocess.Popen(
-                self.command(host, *words),
-                cwd=own,
-                env=os.environ | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        return running_program(self.command(host, *words), self.folder / name, environment)
 
     def say(self, host: str, *words: object, **environment: str) -> str:
         """What ``svf`` prints on a host."""

@@ -5,8 +5,6 @@ vector's file must be the same, byte for byte, as with one folder on one machine
 """
 
 import asyncio
-import os
-import signal
 import ssl
 import subprocess
 import sys
@@ -19,6 +17,7 @@ import pytest
 import redis
 
 from factory.embedded import free_port
+from tests.programs import running_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STYLE = "step_by_step_reasoning"
@@ -28,24 +27,10 @@ SECRET = "secret-of-the-factory"
 @contextmanager
 def machine(folder, queues, environment):
     """A worker in a folder of its own."""
-    folder.mkdir(parents=True)
-    with (folder / "log").open("wb") as sink:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "factory", "worker", "-Q", queues, "-n", f"{folder.name}@%h"],
-            cwd=folder,
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield worker
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(60) == 0, (folder / "log").read_text()[-2000:]
-    finally:
-        if worker.poll() is None:
-            worker.kill()
-            worker.wait()
+    command = [sys.executable, "-m", "celery", "-A", "factory", "worker", "-Q", queues, "-n", f"{folder.name}@%h"]
+    with running_program(command, folder, environment) as worker:
+        yield
+    assert worker.returncode == 0, (folder / "log").read_text()[-2000:]
 
 
 def make_vector(folder, environment, target, say, *, cut=None) -> bytes:
