@@ -130,18 +130,21 @@ def read_states(
         for level in levels(share_prefixes(texts, [at[0] for at in positions])):
             for chunk in pack(level, budget):
                 reader.read(chunk)
-    return [reader.states[number] for number in range(len(texts))]
+        return reader.fetch()
 
 
 class _Reader:
-    """One pass over a batch's segments: prefixes kept on the way, states of the texts at the end."""
+    """One pass over a batch's segments: prefixes kept on the way, states of the texts at the end.
+
+    What is read stays on the device until :meth:`fetch`, so that no pass waits for a copy.
+    """
 
     def __init__(self, positions: Sequence[Sequence[int]], target: Target, layers: Sequence[int]) -> None:
         self.positions = positions
         self.target = target
         self.layers = list(layers)
         self.prefixes: dict[int, Prefix] = {}
-        self.states: dict[int, KVCache] = {}
+        self.states: dict[int, KVCache] = {}  # by text, on the device
 
     def read(self, chunk: Sequence[Segment]) -> None:
         """Run one forward pass over ``chunk``; on memory exhaustion, over its halves."""
@@ -213,9 +216,16 @@ class _Reader:
         values = torch.stack([cache.read[layer][1] for layer in self.layers], dim=1)
         # both [n_reads, n_layers, n_kv_heads, head_dim]
         keys = self.target.rotation.turn(keys, self.target.tensor(flat), self.layers, back=True)
-        keys, values = keys.cpu(), values.cpu()
         start = 0
         for number in numbers:
             stop = start + len(self.positions[number])
             self.states[number] = KVCache(keys[start:stop].mean(dim=0), values[start:stop].mean(dim=0))
             start = stop
+
+    def fetch(self) -> list[KVCache]:
+        """The states of all texts in their order, in ordinary memory: one copy each for keys and values."""
+        ordered = [self.states[number] for number in range(len(self.states))]
+        if not ordered:
+            return []
+        keys, values = (torch.stack(kind).cpu() for kind in zip(*((s.keys, s.values) for s in ordered), strict=True))
+        return [KVCache(*states) for states in zip(keys, values, strict=True)]
