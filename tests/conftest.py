@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,12 @@ def _no_settings_from_outside(monkeypatch):
     for name in list(os.environ):
         if (name.startswith("FACTORY_") and name != "FACTORY_CACHE_DIR") or name == "OPENAI_API_KEY":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_reaches_programs():
+    """A shell makes what it starts with ``&`` deaf to Ctrl-C, and so all that this starts: not here."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
