@@ -115,21 +115,11 @@ class Examiner:
         """One setting of the sweep, on the questions kept for choosing."""
         setting = Setting(**reading["setting"])
         steering = apply_setting(self.vector, setting)
-        questions = self.spec.questions_of(part)
-        questioning = Questioning(questions, self.spec.max_new_tokens, steering)
-        answers = ask(self.target, questioning, self.store)
-        return {
-            "setting": setting.to_json(),
-            "layers": steering.vector.layer_indices,
-            "figures": score(answers, self.style),
-            **self._judged(questions, answers),
-            "openings": reading["openings"],
-            "moved": reading["moved"],
-            "answers": questioning.key(self.target),
-        }
+        tried = {"setting": setting.to_json(), "layers": steering.vector.layer_indices}
+        return tried | self._measure(part, steering) | {name: reading[name] for name in ("openings", "moved")}
 
     def _measure(self, part: str, steering: Steering | None, system: str | None = None) -> Entry:
-        """One state of the model, on the questions kept for measuring."""
+        """What the model answers in one state, and the figures of that."""
         questions = self.spec.questions_of(part)
         questioning = Questioning(questions, self.spec.max_new_tokens, steering, system)
         answers = ask(self.target, questioning, self.store)
