@@ -138,8 +138,8 @@ def judge_answers(
 
 
 def count_judged(spec: EvaluationSpec) -> int:
-    """How many answers of one vector's evaluation a judge scores: all but the exact ones."""
-    return sum(len(spec.questions_of(part)) for part in spec.parts if part != "capability")
+    """How many answers of one vector's evaluation a judge scores."""
+    return sum(len(spec.questions_of(part)) for part in spec.parts)
 
 
 def make_scorer(judge: Teacher, style: Style, *, max_concurrent: int) -> Scorer:

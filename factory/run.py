@@ -86,7 +86,9 @@ class EvaluationSpec(_Frozen):
         return [*self.first_parts, *CHECKS]
 
     def questions_of(self, part: str) -> tuple[str, ...]:
-        """What a part asks: a setting of the sweep the questions for choosing, a control every second of the others."""
+        """Which of them a part asks: a setting those for choosing, a control every second of the others."""
+        if part == "capability":
+            return ()  # it has its own, with known answers
         if part.startswith("cell-"):
             return self.choice_questions
         return self.questions[::2] if part in CONTROLS else self.questions
