@@ -168,7 +168,7 @@ class _Reader:
             self.target.model.base_model(
                 inputs_embeds=self._embedded([segment.ids for segment in chunk]),
                 position_ids=self._position_ids(chunk),
-                attention_mask=self._mask(chunk, cache.prefix_length) if parents or needs_mask(self.target) else None,
+                attention_mask=self._mask(chunk, cache.prefix_length),
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -196,8 +196,13 @@ class _Reader:
         last = starts[:, None] + self.target.tensor([[len(segment.ids) - 1] for segment in chunk])
         return torch.minimum(ahead, last)  # padding must not run past a table of learned positions
 
-    def _mask(self, chunk: Sequence[Segment], prefix_length: int) -> Tensor:
-        """Who sees whom: own prefix without its padding, then causally: [batch, 1, longest, keys]."""
+    def _mask(self, chunk: Sequence[Segment], prefix_length: int) -> Tensor | None:
+        """Who sees whom: own prefix without its padding, then causally: [batch, 1, longest, keys].
+
+        None where that is plain causality and the attention in force knows it.
+        """
+        if not prefix_length and not needs_mask(self.target):
+            return None
         longest = max(len(segment.ids) for segment in chunk)
         device = self.target.device
         starts = self.target.tensor([segment.start for segment in chunk])
@@ -227,5 +232,6 @@ class _Reader:
         ordered = [self.states[number] for number in range(len(self.states))]
         if not ordered:
             return []
-        keys, values = (torch.stack(kind).cpu() for kind in zip(*((s.keys, s.values) for s in ordered), strict=True))
+        keys = torch.stack([states.keys for states in ordered]).cpu()
+        values = torch.stack([states.values for states in ordered]).cpu()
         return [KVCache(*states) for states in zip(keys, values, strict=True)]
