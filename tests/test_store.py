@@ -183,3 +183,19 @@ def test_the_memory_of_another_file_system_serves_as_well():
     assert store.names("a") == ["b.json"]
     assert not store.is_local
     assert json.loads(store.read("a/b.json"))["content"] == {"x": 1}
+
+
+def test_a_storage_that_fails_to_tell_a_file_s_age_ends_no_task(monkeypatch):
+    class LinkLost(Exception):  # as botocore's: no OSError
+        pass
+
+    def fail(self, path):
+        raise LinkLost
+
+    store = Store("memory://ages")
+    store.write("run.json", b"{}")
+    assert store.modified_at("run.json") > 0
+
+    monkeypatch.setattr(type(store.files), "modified", fail)
+
+    assert store.modified_at("run.json") == 0.0
