@@ -1,9 +1,9 @@
 """Extraction: run the target model over rendered pairs and take differences of cached states.
 
-The model runs without its output layer and stops at the last needed layer; texts of similar
-length share a forward pass, and what texts have in common is read once (prefix.py). Results do
-not depend on how texts were batched beyond the rounding of the dtype. This module does not know
-where pairs come from nor where differences go.
+The model runs without its output layer and stops at the last needed layer; texts share a forward
+pass (packing.py), and what they have in common is read once (prefix.py). Results do not depend on
+how texts were batched beyond the rounding of the dtype. This module does not know where pairs come
+from nor where differences go.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from factory.errors import PairRejected
-from factory.forward import needs_mask, reading, stream_dtype
-from factory.kv import KVCache, LastLayerRead, Prefix, ReadingCache
+from factory.forward import is_packable, reading, stream_dtype
+from factory.kv import KVCache, LastLayerRead, ReadingCache, SharedStates
 from factory.packing import pack
 from factory.pairs import ContrastivePair
-from factory.prefix import Segment, levels, share_prefixes
+from factory.prefix import Segment, share_prefixes
 from factory.recipe import Recipe, Rendering, render_in_group, usable_pairs
 from factory.target import Target
 
-BATCH_TOKENS = {"cuda": 16384, "mps": 4096, "cpu": 1024}
+BATCH_TOKENS = {"cuda": 16384, "mps": 4096, "cpu": 768}
 
 
 @dataclass(frozen=True)
@@ -124,98 +124,73 @@ def read_states(
 
     ``texts`` are token ids; ``positions[i]`` are sorted indices into ``texts[i]``.
     """
+    segments = share_prefixes(texts, [at[0] for at in positions])
     budget = batch_tokens or BATCH_TOKENS[target.device.type]
-    reader = _Reader(positions, target, layers)
+    reader = _Reader(positions, target, layers, longest=max(map(len, texts), default=0))
     with reading(target, last_layer=max(layers)):
-        for level in levels(share_prefixes(texts, [at[0] for at in positions])):
-            for chunk in pack(level, budget):
-                reader.read(chunk)
+        for row in pack(segments, budget if is_packable(target) else 1):  # of 1: every segment by itself
+            reader.read(row)
         return reader.fetch()
 
 
 class _Reader:
-    """One pass over a batch's segments: prefixes kept on the way, states of the texts at the end.
+    """Reads a batch's segments row by row: what texts share is kept on the way, their states at the end.
 
     What is read stays on the device until :meth:`fetch`, so that no pass waits for a copy.
     """
 
-    def __init__(self, positions: Sequence[Sequence[int]], target: Target, layers: Sequence[int]) -> None:
+    def __init__(
+        self, positions: Sequence[Sequence[int]], target: Target, layers: Sequence[int], *, longest: int
+    ) -> None:
         self.positions = positions
         self.target = target
         self.layers = list(layers)
-        self.prefixes: dict[int, Prefix] = {}
+        self.hidden = _hidden(longest, target) if is_packable(target) else None
+        self.shared: SharedStates = {}
         self.states: dict[int, KVCache] = {}  # by text, on the device
 
-    def read(self, chunk: Sequence[Segment]) -> None:
-        """Run one forward pass over ``chunk``; on memory exhaustion, over its halves."""
+    def read(self, row: Sequence[Segment]) -> None:
+        """Run one forward pass over ``row``; on memory exhaustion, over its halves."""
         try:
-            self._forward(chunk)
+            self._forward(row)
         except torch.OutOfMemoryError:
-            if len(chunk) == 1:
+            if len(row) == 1:
                 raise
             torch.cuda.empty_cache()
-            self.read(chunk[: len(chunk) // 2])
-            self.read(chunk[len(chunk) // 2 :])
+            self.read(row[: len(row) // 2])
+            self.read(row[len(row) // 2 :])
 
-    def _forward(self, chunk: Sequence[Segment]) -> None:
-        inner = chunk[0].text is None
-        reads = [] if inner else [(row, at) for row, segment in enumerate(chunk) for at in self._columns(segment)]
-        parents = [self.prefixes[id(s.parent)] for s in chunk if s.parent is not None]
-        rows = self.target.tensor([row for row, _ in reads])
-        columns = self.target.tensor([column for _, column in reads])
-        cache = ReadingCache(self.layers, (rows, columns), prefixes=parents or None, keep_all=inner)
+    def _forward(self, row: Sequence[Segment]) -> None:
+        columns = self.target.tensor(self._columns(row))
+        cache = ReadingCache(self.layers, row, columns, shared=self.shared, hidden=self.hidden)
+        positions = [position for segment in row for position in range(segment.start, segment.stop)]
         with suppress(LastLayerRead):
             self.target.model.base_model(
-                inputs_embeds=self._embedded([segment.ids for segment in chunk]),
-                position_ids=self._position_ids(chunk),
-                attention_mask=self._mask(chunk, cache.prefix_length),
+                inputs_embeds=self._embedded([token for segment in row for token in segment.ids]),
+                position_ids=self.target.tensor([positions]),
                 past_key_values=cache,
                 use_cache=True,
             )
-        if inner:
-            for row, segment in enumerate(chunk):
-                self.prefixes[id(segment)] = cache.prefix_of(row, len(segment.ids))
-        else:
-            self._collect(chunk, cache)
+        self._collect(row, cache)
 
-    def _columns(self, leaf: Segment) -> list[int]:
-        assert leaf.text is not None
-        return [position - leaf.start for position in self.positions[leaf.text]]
+    def _columns(self, row: Sequence[Segment]) -> list[int]:
+        """Where in the row the states stand that are read."""
+        columns, offset = [], 0
+        for segment in row:
+            if segment.text is not None:
+                columns += [offset + position - segment.start for position in self.positions[segment.text]]
+            offset += len(segment.ids)
+        return columns
 
-    def _embedded(self, ids: Sequence[list[int]]) -> Tensor:
-        """Embeddings of token ids, padded on the right: [batch, longest, hidden]. Causality hides the padding."""
-        longest = max(map(len, ids))
-        padded = self.target.tensor([row + [0] * (longest - len(row)) for row in ids])
-        embedded: Tensor = self.target.model.get_input_embeddings()(padded)
+    def _embedded(self, ids: list[int]) -> Tensor:
+        embedded: Tensor = self.target.model.get_input_embeddings()(self.target.tensor([ids]))  # [1, n_tokens, hidden]
         return embedded.to(stream_dtype(self.target))
 
-    def _position_ids(self, chunk: Sequence[Segment]) -> Tensor:
-        longest = max(len(segment.ids) for segment in chunk)
-        starts = self.target.tensor([segment.start for segment in chunk])
-        ahead = starts[:, None] + torch.arange(longest, device=starts.device)  # [batch, longest]
-        last = starts[:, None] + self.target.tensor([[len(segment.ids) - 1] for segment in chunk])
-        return torch.minimum(ahead, last)  # padding must not run past a table of learned positions
-
-    def _mask(self, chunk: Sequence[Segment], prefix_length: int) -> Tensor | None:
-        """Who sees whom: own prefix without its padding, then causally: [batch, 1, longest, keys].
-
-        None where that is plain causality and the attention in force knows it.
-        """
-        if not prefix_length and not needs_mask(self.target):
-            return None
-        longest = max(len(segment.ids) for segment in chunk)
-        device = self.target.device
-        starts = self.target.tensor([segment.start for segment in chunk])
-        prefix = torch.arange(prefix_length, device=device) < starts[:, None]  # [batch, prefix_length]
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-        parts = [prefix[:, None].expand(-1, longest, -1), causal.expand(len(chunk), -1, -1)]
-        hidden = ~torch.cat(parts, dim=2)[:, None]
-        dtype = self.target.model.dtype  # added to scores: a mask of truths would be turned into one at every layer
-        return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
-
-    def _collect(self, chunk: Sequence[Segment], cache: ReadingCache) -> None:
+    def _collect(self, row: Sequence[Segment], cache: ReadingCache) -> None:
         """Turn keys back to position 0 and average each text's positions."""
-        numbers = [segment.text for segment in chunk if segment.text is not None]
+        numbers = [segment.text for segment in row if segment.text is not None]
+        if not numbers:
+            return
         flat = [position for number in numbers for position in self.positions[number]]
         keys = torch.stack([cache.read[layer][0] for layer in self.layers], dim=1)
         values = torch.stack([cache.read[layer][1] for layer in self.layers], dim=1)
@@ -235,3 +210,9 @@ class _Reader:
         keys = torch.stack([states.keys for states in ordered]).cpu()
         values = torch.stack([states.values for states in ordered]).cpu()
         return [KVCache(*states) for states in zip(keys, values, strict=True)]
+
+
+def _hidden(longest: int, target: Target) -> Tensor:
+    """What is added to the scores of a text's tokens so that none sees a later one: [longest, longest]."""
+    dtype = target.model.dtype
+    return torch.full((longest, longest), torch.finfo(dtype).min, dtype=dtype, device=target.device).triu_(1)

@@ -6,19 +6,23 @@ names that transformers gives them; a model that lacks them is run as it is.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from factory.kv import Seen
 from factory.target import Target
 
-BLOCK = 128  # queries that attend at once: fewer cost more calls, more cost products with keys that they must not see
-BLOCKWISE = "blockwise"  # our attention's name in transformers
+BLOCK = 64  # queries that attend at once: fewer cost more calls, more cost products with keys that they must not see
+BLOCKWISE = "blockwise"
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def reading(target: Target, last_layer: int) -> Iterator[None]:
     """Run forward passes that end at the keys and values of ``last_layer``."""
     with ExitStack() as stack:
         stack.enter_context(_no_queries_at(target, last_layer))
-        stack.enter_context(_blockwise_attention(target))
+        stack.enter_context(_attention_by_segment(target))
         stack.enter_context(_exact_sums(target))
         yield
 
@@ -54,27 +58,63 @@ def _no_queries_at(target: Target, layer: int) -> Iterator[None]:
         projection.forward = usual
 
 
-def needs_mask(target: Target) -> bool:
-    """Whether the attention in force must be told who sees whom even where it is plainly causal.
+def is_packable(target: Target) -> bool:
+    """Whether the model's attention can be replaced, so that several segments share a pass."""
+    return bool(target.model._supports_attention_backend)
 
-    Elsewhere no mask is better: a GPU then takes its causal kernel.
-    """
-    return bool(target.model.config._attn_implementation == BLOCKWISE)
+
+def attention_of_a_segment(target: Target) -> str:
+    """What attends within a segment: the model's usual attention, or ours in the place of torch's on a CPU."""
+    usual: str = target.model.config._attn_implementation
+    return BLOCKWISE if usual == "sdpa" and target.device.type == "cpu" else usual
 
 
 @contextmanager
-def _blockwise_attention(target: Target) -> Iterator[None]:
-    """Attend by :func:`attend_blockwise` on a CPU, whose own kernel computes every product that a mask then hides."""
-    usual = target.model.config._attn_implementation
-    if target.device.type != "cpu" or usual != "sdpa":
+def _attention_by_segment(target: Target) -> Iterator[None]:
+    """Let each segment of a pass attend to its own text alone."""
+    if not is_packable(target):
         yield
         return
-    AttentionInterface.register(BLOCKWISE, attend_blockwise)
-    target.model.set_attn_implementation(BLOCKWISE)
+    usual, each = target.model.config._attn_implementation, attention_of_a_segment(target)
+    name = f"{each}, by segment"
+    AttentionInterface.register(name, partial(attend_by_segment, usual=each))
+    target.model.set_attn_implementation(name)
     try:
         yield
     finally:
         target.model.set_attn_implementation(usual)
+
+
+def attend_by_segment(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Seen,
+    value: Seen,
+    attention_mask: None,
+    *,
+    usual: str,
+    **options: Any,  # what transformers tells every attention: scaling, soft cap, windows
+) -> tuple[Tensor, None]:
+    """Causal attention of segments that stand behind each other in one row, each on its own text.
+
+    ``query`` is ``[1, n_heads, n_tokens, head_dim]``; ``usual`` names the attention used for each
+    segment. Returns ``[1, n_tokens, n_heads, head_dim]``.
+    """
+    attend = _attention_of(module, usual)
+    attended = []
+    for part, keys, values in zip(query.split(key.lengths, 2), key.states, value.states, strict=True):
+        n_tokens, stop = part.shape[2], keys.shape[2]
+        plain = usual == "sdpa" and n_tokens == stop  # told of no mask, torch takes its causal kernel
+        mask = None if plain else key.hidden[None, None, stop - n_tokens : stop, :stop]
+        attended.append(attend(module, part, keys, values, mask, **options)[0])
+    return torch.cat(attended, dim=1), None
+
+
+def _attention_of(module: torch.nn.Module, name: str) -> Any:
+    if name == BLOCKWISE:
+        return attend_blockwise
+    eager: Any = vars(sys.modules[type(module).__module__])["eager_attention_forward"]  # each family has its own
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
 
 def attend_blockwise(
@@ -84,9 +124,11 @@ def attend_blockwise(
     value: Tensor,
     attention_mask: Tensor,
     scaling: float | None = None,
-    **unused: Any,  # what transformers tells every attention: dropout, windows
+    **unused: Any,  # dropout, windows
 ) -> tuple[Tensor, None]:
     """Causal attention, a block of queries at a time, each on the keys up to its own end.
+
+    Torch's own kernel for CPUs computes every product that a mask then hides.
 
     ``query`` is ``[batch, n_heads, n_tokens, head_dim]``; ``key`` and ``value`` hold the prefix and
     the new tokens, ``[batch, n_kv_heads, prefix + n_tokens, head_dim]``; ``attention_mask``, added to

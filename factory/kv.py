@@ -2,7 +2,7 @@
 
 The only module that knows the cache classes of transformers. A model calls ``cache.update`` once
 a layer with that layer's new keys and values, so a cache of our own can read the states of any
-model, keep a shared prefix, and stop the forward pass once the last needed layer is reached.
+model, keep what texts share, and stop the forward pass once the last needed layer is reached.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from factory.errors import TargetError
+from factory.prefix import Segment
+
+SharedStates = dict[int, dict[Segment, tuple[Tensor, Tensor]]]  # by layer and segment: keys and values
 
 
 @dataclass(frozen=True)
@@ -38,97 +41,86 @@ class KVCache:
         return bool(self.keys.isfinite().all() and self.values.isfinite().all())
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The keys (or values) that the segments of a pass attend to.
+
+    ``states`` holds for each segment those of its text up to its end,
+    ``[1, n_kv_heads, segment.stop, head_dim]``; the last ``lengths`` of them are new. ``hidden``
+    ``[longest, longest]``, added to scores, hides what comes later in a text.
+    """
+
+    states: list[Tensor]
+    lengths: list[int]
+    hidden: Tensor
+
+
 class LastLayerRead(Exception):
     """Ends a forward pass as soon as the last needed layer has been read."""
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """The cache of tokens that several texts share: per layer ``[n_kv_heads, n_tokens, head_dim]``."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-
-    @property
-    def n_tokens(self) -> int:
-        """How many tokens the prefix holds."""
-        return int(self.keys[0].shape[1])
-
-
 class ReadingCache(Cache):
-    """A cache that keeps only what is asked for.
+    """The cache of one forward pass over segments that stand behind each other in a single row.
 
-    It hands each layer the states of its row's prefix and the new ones, keeps the states at
-    ``(rows, columns)`` of the layers in ``layers``, and ends the forward pass after the last of
-    them. With ``keep_all`` it also keeps every layer's states, to serve as a prefix later.
+    It keeps the states at ``columns`` of the row for the layers in ``layers``, and ends the pass at the
+    last of them. Each layer's attention gets :class:`Seen`; without a ``hidden`` tensors as from any cache,
+    and the pass is then over a single segment. ``shared`` outlives the pass: the states of segments that
+    others continue.
     """
 
     def __init__(
         self,
         layers: Sequence[int],
-        reads: tuple[Tensor, Tensor],
+        segments: Sequence[Segment],
+        columns: Tensor,
         *,
-        prefixes: Sequence[Prefix] | None = None,
-        keep_all: bool = False,
+        shared: SharedStates,
+        hidden: Tensor | None,
     ) -> None:
         super().__init__(layers=[])
         self.wanted = frozenset(layers)
         self.last = max(layers)
-        self.rows, self.columns = reads
-        self.prefixes = prefixes
-        self.keep_all = keep_all
-        self.prefix_length = max((p.n_tokens for p in prefixes), default=0) if prefixes else 0
+        self.segments = segments
+        self.lengths = [len(segment.ids) for segment in segments]
+        self.columns = columns
+        self.shared = shared
+        self.hidden = hidden
         self.read: dict[int, tuple[Tensor, Tensor]] = {}
-        self.kept: list[tuple[Tensor, Tensor]] = []
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Take layer ``layer_idx``'s new states ``[batch, n_kv_heads, n_tokens, head_dim]``."""
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Take layer ``layer_idx``'s new states ``[1, n_kv_heads, n_tokens, head_dim]``."""
         if layer_idx in self.wanted:  # [n_reads, n_kv_heads, head_dim]
             self.read[layer_idx] = (
-                key_states[self.rows, :, self.columns].float(),
-                value_states[self.rows, :, self.columns].float(),
+                key_states[0, :, self.columns].transpose(0, 1).float(),
+                value_states[0, :, self.columns].transpose(0, 1).float(),
             )
-        if layer_idx == self.last and not self.keep_all:
-            raise LastLayerRead
-        if self.prefixes:
-            key_states = self._behind_prefixes("keys", layer_idx, key_states)
-            value_states = self._behind_prefixes("values", layer_idx, value_states)
-        if self.keep_all:
-            self.kept.append((key_states, value_states))
         if layer_idx == self.last:
             raise LastLayerRead
-        return key_states, value_states
+        keys, values = self._by_segment(key_states, value_states, layer_idx)
+        if self.hidden is None:
+            return keys[0], values[0]
+        return Seen(keys, self.lengths, self.hidden), Seen(values, self.lengths, self.hidden)
 
-    def _behind_prefixes(self, kind: str, layer: int, new: Tensor) -> Tensor:
-        """The rows' prefixes, padded on the right, then ``new``: [batch, n_kv_heads, prefix + n_tokens, head_dim]."""
-        assert self.prefixes is not None
-        batch, heads, n_tokens, dim = new.shape
-        states = new.new_zeros(batch, heads, self.prefix_length + n_tokens, dim)
-        for row, prefix in enumerate(self.prefixes):
-            states[row, :, : prefix.n_tokens] = getattr(prefix, kind)[layer]
-        states[:, :, self.prefix_length :] = new
-        return states
-
-    def prefix_of(self, row: int, n_tokens: int) -> Prefix:
-        """Cut row ``row`` out of what was kept, as a prefix: its own prefix and ``n_tokens`` new ones."""
-        own = self.prefixes[row].n_tokens if self.prefixes else 0
-        start = self.prefix_length
-
-        def cut(states: Tensor) -> Tensor:
-            new = states[row, :, start : start + n_tokens]
-            return torch.cat([states[row, :, :own], new], dim=1) if own else new.clone()
-
-        return Prefix([cut(k) for k, _ in self.kept], [cut(v) for _, v in self.kept])
+    def _by_segment(self, keys: Tensor, values: Tensor, layer: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Each segment's states behind those of the segments that it continues."""
+        shared = self.shared.setdefault(layer, {})
+        all_keys, all_values = list(keys.split(self.lengths, 2)), list(values.split(self.lengths, 2))
+        for number, segment in enumerate(self.segments):
+            if segment.parent is not None:
+                keys_before, values_before = shared[segment.parent]
+                all_keys[number] = torch.cat([keys_before, all_keys[number]], dim=2)
+                all_values[number] = torch.cat([values_before, all_values[number]], dim=2)
+            if segment.text is None:
+                shared[segment] = all_keys[number].clone(), all_values[number].clone()  # the row itself can go
+        return all_keys, all_values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """How many tokens each row has before the new ones (padding included)."""
-        return self.prefix_length
+        """How many tokens come before the new ones, for a model that makes its own mask."""
+        return self.segments[0].start
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Length and offset of the keys that a query sees."""
-        return self.prefix_length + query_length, 0
+        """Length and offset of the keys that a query sees, for a model that makes its own mask."""
+        return self.get_seq_length() + query_length, 0
 
 
 def new_cache(model: PreTrainedModel) -> Cache:

@@ -1,47 +1,36 @@
-"""Packing: which segments share a forward pass, so that little is spent on padding.
+"""Packing: which segments share a forward pass.
 
-Rows of one pass are padded to its longest, and every pass costs something of its own. The cheapest
-way to cut a sorted level into passes is found exactly, by dynamic programming over its cuts.
-This module knows lengths only.
+The segments of one pass stand behind each other in a single row, so nothing is spent on padding. As
+no pass should be left with a few tokens, all get about the same number. This module knows lengths only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby, pairwise
+from bisect import bisect_left
+from collections.abc import Sequence
 
 from factory.prefix import Segment
 
-PASS_COST = 1 / 32  # what one more pass costs, as a share of a full one (measured on a CPU: 20 to 40 of 1,024 tokens)
 
+def pack(segments: Sequence[Segment], budget: int) -> list[list[Segment]]:
+    """Cut ``segments`` into as few passes as ``budget`` tokens a pass allow, the longest as short as can be.
 
-def pack(level: Sequence[Segment], budget: int) -> Iterator[list[Segment]]:
-    """Cut a level of segments into passes of at most ``budget`` tokens, padding counted.
-
-    A segment longer than ``budget`` gets a pass of its own. Inner segments and leaves never share
-    one, as different states of theirs are kept. Depends on the segments alone, not on their order.
+    Keeps their order, in which parents come first. A segment longer than ``budget`` gets a pass of its own.
     """
-    ordered = sorted(level, key=lambda segment: (segment.text is None, len(segment.ids), segment.start, segment.ids))
-    for _, alike in groupby(ordered, key=lambda segment: segment.text is None):
-        segments = list(alike)
-        cuts = cheapest_cuts([len(segment.ids) for segment in segments], budget)
-        for start, stop in pairwise(cuts):
-            yield segments[start:stop]
+    fewest = len(_fill(segments, budget))
+    limits = range(1, budget + 1)
+    smallest = bisect_left(limits, True, key=lambda limit: len(_fill(segments, limit)) <= fewest)
+    return _fill(segments, limits[smallest])
 
 
-def cheapest_cuts(lengths: Sequence[int], budget: int) -> list[int]:
-    """Where to cut ascending ``lengths``, ends included, such that padded tokens and passes cost least."""
-    costs, starts = [0.0], [0]  # of the best way to pass the first n rows: its cost, and where its last pass starts
-    for stop in range(1, len(lengths) + 1):
-        longest = lengths[stop - 1]
-        narrowest = max(0, stop - max(1, budget // longest))
-        choices = [
-            (costs[start] + longest * (stop - start) + budget * PASS_COST, start) for start in range(narrowest, stop)
-        ]
-        cost, start = min(choices)
-        costs.append(cost)
-        starts.append(start)
-    cuts = [len(lengths)]
-    while cuts[-1]:
-        cuts.append(starts[cuts[-1]])
-    return cuts[::-1]
+def _fill(segments: Sequence[Segment], limit: int) -> list[list[Segment]]:
+    """Passes of at most ``limit`` tokens, each filled before the next is begun."""
+    passes: list[list[Segment]] = []
+    room = 0
+    for segment in segments:
+        if not passes or len(segment.ids) > room:
+            passes.append([])
+            room = limit
+        passes[-1].append(segment)
+        room -= len(segment.ids)
+    return passes

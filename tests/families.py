@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    StableLmConfig,
 )
 
 from factory.target import Target, load_target
@@ -70,6 +71,7 @@ def family_configs() -> dict[str, PreTrainedConfig]:
         "mistral": MistralConfig(**SIZES, sliding_window=None),
         "gemma2": Gemma2Config(**SIZES, head_dim=16, sliding_window=2048),
         "gemma3": Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=2048),
+        "stablelm": StableLmConfig(**SIZES, partial_rotary_factor=0.5),  # its attention cannot be replaced
         "gpt2": GPT2Config(vocab_size=260, n_embd=32, n_layer=5, n_head=4, n_positions=4096),
     }
 

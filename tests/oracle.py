@@ -31,8 +31,8 @@ def unrotate(target: Target, key, position: int, layer: int):
     own = [kinds[layer]] if hasattr(rotary, "layer_types") else []
     cos, sin = rotary(key.float(), torch.tensor([[position]]), *own)
     cos, sin = cos[0, 0], sin[0, 0]
-    half = key.shape[-1] // 2
-    out = torch.empty_like(key)
+    half = cos.shape[-1] // 2  # what lies behind the rotated numbers is never turned
+    out = key.clone()
     for i in range(half):
         c, s = cos[i], sin[i]
         a, b = key[..., i], key[..., i + half]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory import ContrastivePair, build_vector
+from factory import ContrastivePair, build_vector, forward
 from factory.forward import attend_blockwise, reading
 from tests.families import family_configs, load_tiny_target
 from tests.oracle import naive_vector
@@ -74,11 +74,13 @@ def test_in_bfloat16_sums_between_layers_keep_what_a_vector_is_made_of(tmp_path)
 
 
 @pytest.mark.parametrize("family", family_configs())
-def test_attention_that_needs_no_mask_reads_the_same(family, tmp_path):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_attentions_of_other_devices_read_the_same(family, attention, tmp_path, monkeypatch):
     target = load_tiny_target(tmp_path, family)
     in_blocks = build_vector(PAIRS, target, layers=[1, 4])
 
-    target.model.set_attn_implementation("eager")  # without a mask where no prefix is shared, as on a GPU
+    if target.model.config._attn_implementation == "sdpa":
+        monkeypatch.setattr(forward, "attention_of_a_segment", lambda target: attention)
     plain = build_vector(PAIRS, target, layers=[1, 4])
 
     torch.testing.assert_close(plain.value_vector, in_blocks.value_vector, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Segments are packed into the passes that cost least, whatever their order."""
+"""Segments are packed into few passes of about the same length, and keep their order."""
 
 from __future__ import annotations
 
@@ -7,41 +7,42 @@ from itertools import combinations, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.packing import PASS_COST, cheapest_cuts, pack
+from factory.packing import pack
 from factory.prefix import Segment
 
-lengths_of_rows = st.lists(st.integers(1, 40), min_size=1, max_size=8).map(sorted)
+lengths_of_segments = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 budgets = st.integers(1, 120)
 
 
-def cost_of(cuts: list[int], lengths: list[int], budget: int) -> float:
-    return sum((stop - start) * lengths[stop - 1] + budget * PASS_COST for start, stop in pairwise(cuts))
+def segments_of(lengths: list[int]) -> list[Segment]:
+    return [Segment([n] * length, 0, text=n) for n, length in enumerate(lengths)]
 
 
-def fits(cuts: list[int], lengths: list[int], budget: int) -> bool:
-    return all(stop - start == 1 or (stop - start) * lengths[stop - 1] <= budget for start, stop in pairwise(cuts))
+def every_cut(lengths: list[int], budget: int) -> list[list[int]]:
+    """The lengths of passes, for each way to cut that keeps to the budget: no pass above it holds two segments."""
+    ways = []
+    for chosen in (inner for n in range(len(lengths)) for inner in combinations(range(1, len(lengths)), n)):
+        parts = [lengths[start:stop] for start, stop in pairwise([0, *chosen, len(lengths)])]
+        if all(sum(part) <= budget or len(part) == 1 for part in parts):
+            ways.append([sum(part) for part in parts])
+    return ways
 
 
-@given(lengths=lengths_of_rows, budget=budgets)
-def test_no_other_cuts_that_fit_cost_less(lengths, budget):
-    inner = range(1, len(lengths))
-    every = [[0, *chosen, len(lengths)] for n in range(len(lengths)) for chosen in combinations(inner, n)]
+@given(lengths=lengths_of_segments, budget=budgets)
+def test_no_fewer_passes_would_do_and_no_other_cut_has_a_shorter_longest_one(lengths, budget):
+    passes = [sum(len(segment.ids) for segment in part) for part in pack(segments_of(lengths), budget)]
 
-    cuts = cheapest_cuts(lengths, budget)
-
-    assert fits(cuts, lengths, budget)
-    best = min(cost_of(other, lengths, budget) for other in every if fits(other, lengths, budget))
-    assert abs(cost_of(cuts, lengths, budget) - best) < 1e-9
+    ways = every_cut(lengths, budget)
+    assert passes in ways
+    assert len(passes) == min(map(len, ways))
+    assert max(passes) == min(max(way) for way in ways if len(way) == len(passes))
 
 
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12), budget=budgets, draw=st.randoms())
-def test_every_segment_is_in_one_pass_and_the_order_given_does_not_matter(lengths, budget, draw):
-    level = [Segment([n] * length, 0, text=None if n % 3 else n) for n, length in enumerate(lengths)]
-    shuffled = draw.sample(level, len(level))
+@given(lengths=lengths_of_segments, budget=budgets)
+def test_every_segment_is_in_one_pass_and_their_order_stays(lengths, budget):
+    segments = segments_of(lengths)
+    assert [segment for part in pack(segments, budget) for segment in part] == segments
 
-    passes = list(pack(level, budget))
 
-    assert sorted(id(segment) for part in passes for segment in part) == sorted(map(id, level))
-    assert [[s.ids for s in part] for part in passes] == [[s.ids for s in part] for part in pack(shuffled, budget)]
-    for part in passes:
-        assert len({segment.text is None for segment in part}) == 1
+def test_nothing_needs_no_pass():
+    assert pack([], 100) == []
