@@ -153,12 +153,13 @@ class _Reader:
         """Run one forward pass over ``row``; on memory exhaustion, over its halves."""
         try:
             self._forward(row)
+            return
         except torch.OutOfMemoryError:
             if len(row) == 1:
                 raise
-            torch.cuda.empty_cache()
-            self.read(row[: len(row) // 2])
-            self.read(row[len(row) // 2 :])
+        torch.cuda.empty_cache()  # only here: while an error is handled, it holds what the pass had made
+        self.read(row[: len(row) // 2])
+        self.read(row[len(row) // 2 :])
 
     def _forward(self, row: Sequence[Segment]) -> None:
         columns = self.target.tensor(self._columns(row))
