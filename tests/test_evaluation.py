@@ -312,22 +312,28 @@ def test_a_failed_evaluation_does_not_lose_the_vector(run):
     assert ledger.store.read(ledger.vector_key(style)) == before
 
 
-@pytest.mark.slow
-def test_a_run_through_the_queue_ends_with_the_verdict_of_the_steps_done_here(target_folder, tmp_path, svf, run):
-    sweep = SWEEP.model_dump()
+@pytest.fixture
+def evaluated_here(target_folder, tmp_path, svf):
+    """What 'svf generate' said of a small run that it also evaluated, and where its report lies."""
     settings = {
         "target_model": str(target_folder),
         "device": "cpu",
         "load_in_8bit": False,
         "styles": ["step_by_step_reasoning"],
         "extraction_config": {"target_layers": "all", "recipe": "response_last"},
-        "evaluation": sweep,
+        "evaluation": SWEEP.model_dump(),
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     said = svf("generate", "--config", "tiny.yaml", "--output", "out", "--limit", 6)
     assert said.status == 0, said.err + said.out
     (page,) = (tmp_path / "out" / "runs").glob("*/report.html")
-    assert f"report: {page}" in said.out.replace("\n", "")
+    assert f"report: {page}" in said.out.splitlines()
+    return said, page
+
+
+@pytest.mark.slow
+def test_a_run_through_the_queue_ends_with_the_verdict_of_the_steps_done_here(evaluated_here, tmp_path, run):
+    said, _ = evaluated_here
     queued = SteeringVector.load(tmp_path / "out" / "steering_vectors" / "step_by_step_reasoning.pt")
     ledger, style, settings = run
     do_evaluation(ledger, style, settings)
@@ -336,3 +342,15 @@ def test_a_run_through_the_queue_ends_with_the_verdict_of_the_steps_done_here(ta
     assert queued == here
     assert queued.metadata["evaluation"] == here.metadata["evaluation"]
     assert queued.metadata["verdict"] in said.out
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_here_ends_with_its_report_too(evaluated_here, svf):
+    first, page = evaluated_here
+    page.unlink()
+    said = svf("resume", "--here", "--config", "tiny.yaml", "--output", "out")
+    assert said.status == 0, said.err + said.out
+    assert page.exists()
+    paths = [line for line in first.out.splitlines() if "out/steering_vectors" in line]
+    assert paths == [line for line in said.out.splitlines() if "out/steering_vectors" in line]
+    assert len(paths) == 1

@@ -58,11 +58,10 @@ def generate(job: Job) -> int:
     for warning in plan.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     states, ledger = run_here(job, plan.spec.run_id, start, needs_teacher=needs_teacher, console=console)
-    _export(job, ledger, states, console)
-    if plan.spec.evaluation and any(state.state == "done" for state in states):
-        finish_with_report(ledger, console)
-    console.print(f"finished in {time.monotonic() - started:.0f} s; the log is {os.environ['FACTORY_LOG']}")
-    return 0 if all(state.state == "done" for state in states) else 1
+    status = _finish(job, ledger, states, console)
+    seconds = time.monotonic() - started
+    console.print(f"finished in {seconds:.0f} s; the log is {os.environ['FACTORY_LOG']}", soft_wrap=True)
+    return status
 
 
 def _describe(plan: Plan) -> str:
@@ -97,8 +96,7 @@ def resume_here(job: Job, ledger: Ledger) -> int:
         return ledger
 
     states, _ = run_here(job, ledger.run_id, start, needs_teacher=needs_teacher, console=console)
-    _export(job, ledger, states, console)
-    return 0 if all(state.state == "done" for state in states) else 1
+    return _finish(job, ledger, states, console)
 
 
 def run_here(
@@ -136,6 +134,14 @@ def _environment(job: Job, broker_url: str) -> dict[str, str]:
     return environment | ({"FACTORY_CONFIG": str(file.resolve())} if file else {})
 
 
+def _finish(job: Job, ledger: Ledger, states: list[StyleProgress], console: Console) -> int:
+    """Outputs, and the report of an evaluated run; returns the exit status."""
+    _export(job, ledger, states, console)
+    if ledger.spec.evaluation and any(state.state == "done" for state in states):
+        finish_with_report(ledger, console)
+    return 0 if all(state.state == "done" for state in states) else 1
+
+
 def _export(job: Job, ledger: Ledger, states: list[StyleProgress], console: Console) -> None:
     """Write the outputs of the styles that are done, and say what became of each."""
     pause = ledger.paused()
@@ -145,9 +151,9 @@ def _export(job: Job, ledger: Ledger, states: list[StyleProgress], console: Cons
         console.print(f"to go on on this machine: svf resume {ledger.run_id} --here{where}", soft_wrap=True)
     for state in states:
         if state.state == "failed":
-            console.print(f"[red]{state.style}[/red]: {state.message}")
+            console.print(f"[red]{state.style}[/red]: {state.message}", soft_wrap=True)
         if state.state != "done":
             continue
         style = ledger.spec.style_run(state.style).style
         path = export_style(ledger, style, job.output, job.settings.output_config)
-        console.print(f"[green]{state.style}[/green]: {state.extracted} pairs -> {path}")
+        console.print(f"[green]{state.style}[/green]: {state.extracted} pairs -> {path}", soft_wrap=True)
