@@ -10,6 +10,7 @@ import html
 import io
 import re
 from collections.abc import Sequence
+from itertools import cycle, pairwise
 from math import isnan
 from typing import Any
 
@@ -67,16 +68,20 @@ def _open_tag(name: str, title: str, description: str) -> str:
 
 
 def sweep_figure(name: str, evaluation: dict[str, Any]) -> str:
-    """Share of answers in the style against strength, with intervals, for every layer set that answered."""
+    """Share of answers in the style against strength, with intervals, one curve for what else was set."""
     figure, axes = _axes()
     curves: dict[str, list[tuple[float, float, float, float, float]]] = {}
     for cell in evaluation["cells"]:
         setting, figures = cell["setting"], cell["figures"]
-        label = f"layers {setting['layers']}, {setting['n_positions']} pos."
         low, high = figures["interval"]
-        curves.setdefault(label, []).append((setting["strength"], figures["share"], low, high, figures["loops"]))
-    for color, (label, points) in zip(COLORS * 3, sorted(curves.items()), strict=False):
-        at, shares, lows, highs, loops = (list(column) for column in zip(*sorted(points), strict=True))
+        curves.setdefault(f"layers {_row_of(setting)}", []).append(
+            (setting["strength"], figures["share"], low, high, figures["loops"])
+        )
+    strengths = sorted({cell["setting"]["strength"] for cell in evaluation["cells"]})
+    sideways = _side_by_side(len(curves), strengths)
+    for color, shift, (label, points) in zip(cycle(COLORS[:5]), sideways, sorted(curves.items()), strict=False):
+        strength, shares, lows, highs, loops = (list(column) for column in zip(*sorted(points), strict=True))
+        at = [x + shift for x in strength]
         errors = [_apart(shares, lows), _apart(highs, shares)]
         axes.errorbar(at, shares, yerr=errors, marker="o", capsize=3, color=color, label=label)
         axes.plot(at, loops, marker="x", linestyle=":", color=color, alpha=0.8)
@@ -84,7 +89,6 @@ def sweep_figure(name: str, evaluation: dict[str, Any]) -> str:
     axes.axhline(baseline, color=COLORS[5], linestyle="--", linewidth=1, label="unsteered")
     axes.plot([], [], marker="x", linestyle=":", color=COLORS[5], label="answers that loop")
     _percent(axes)
-    strengths = sorted({cell["setting"]["strength"] for cell in evaluation["cells"]})
     axes.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
     axes.set_xlabel("strength")
     axes.set_ylabel("answers in the style")
@@ -92,6 +96,13 @@ def sweep_figure(name: str, evaluation: dict[str, Any]) -> str:
     lines = [f"{label} at strength {x:g}: {y:.0%}" for label, points in curves.items() for x, y, *_ in sorted(points)]
     description = f"Unsteered {baseline:.0%}. " + "; ".join(lines)
     return to_svg(figure, name, "Sweep: answers in the style by strength", description)
+
+
+def _side_by_side(n_curves: int, strengths: Sequence[float]) -> list[float]:
+    """How far each curve stands beside its strengths, so that no interval hides another."""
+    gaps = [above - below for below, above in pairwise(strengths)] or [1.0]
+    step = min(0.025 * sum(gaps), 0.4 * min(gaps) / n_curves)
+    return [step * (number - (n_curves - 1) / 2) for number in range(n_curves)]
 
 
 def _apart(above: Sequence[float], below: Sequence[float]) -> list[float]:

@@ -128,6 +128,24 @@ def test_a_judge_s_scores_stand_beside_the_markers(target_folder, tmp_path, page
     assert "The judge" not in page
 
 
+def test_settings_that_differ_in_their_keys_alone_are_two_curves_side_by_side():
+    cells = [
+        {
+            "setting": {"strength": strength, "layers": "all", "n_positions": 1, "key_strength": keys},
+            "figures": {"share": 0.5, "interval": [0.2, 0.8], "loops": 0.0},
+        }
+        for strength in (2.0, 4.0)
+        for keys in (0.0, 0.5)
+    ]
+    svg = figures.sweep_figure("sweep", {"cells": cells, "measured": {"unsteered": {"share": 0.1}}})
+    texts = re.findall(r"<text[^>]*>([^<]*)", svg)
+    assert {"layers all, 1 pos.", "layers all, 1 pos., keys 0.5"} <= set(texts)
+    strokes = [path.split() for path in re.findall(r'd="(M \S+ \S+ \nL \S+ \S+) \n"', svg)]
+    tall = [(x, float(y) - float(top)) for _, x, y, _, same, top in strokes if x == same and float(y) - float(top) > 50]
+    axis = max(height for _, height in tall)
+    assert len({x for x, height in tall if height < axis}) == 4, "an interval hides another"
+
+
 def test_a_text_with_markup_in_it_is_shown_and_not_obeyed():
     style = load_style("step_by_step_reasoning")
     shown = str(highlight('Step 1: <script>alert("x")</script> & so on', style))
