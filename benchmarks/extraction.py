@@ -29,11 +29,11 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from factory import Recipe, Target, load_pairs, load_target
-from factory.download import BUILT_IN
-from factory.extract import extract_rendered, render_batch
-from factory.layers import parse_layers
-from factory.pairs import cut_batches
-from factory.prefix import share_prefixes
+from factory.extraction.extract import extract_rendered, render_batch
+from factory.extraction.prefix import share_prefixes
+from factory.pairs.pair import cut_batches
+from factory.target.download import BUILT_IN
+from factory.target.layers import parse_layers
 
 CONFIGS = {
     "deepseek-r1-distill-qwen-7b": {

@@ -39,8 +39,8 @@ def fixed_differences() -> None:
     import torch
 
     import workers.gpu
-    from factory.artifacts import put_differences
-    from factory.extract import Differences
+    from factory.extraction.extract import Differences
+    from factory.run.artifacts import put_differences
 
     key = "batches/fixed.safetensors"
     known: set[str] = set()
@@ -86,7 +86,8 @@ def register_noop(shared_task: Callable) -> object:
 
 
 def write_pairs(folder: Path, count: int) -> None:
-    from factory.pairs import ContrastivePair, format_dataset
+    from factory.pairs.dataset import format_dataset
+    from factory.pairs.pair import ContrastivePair
 
     text = "A sentence that says something about how this is reasoned. " * 8
     pairs = [ContrastivePair(f"Question {n}?", f"Step 1: {n}. {text}", f"{n}. {text}", STYLE) for n in range(count)]
@@ -103,8 +104,8 @@ def run_factory(cluster, count: int) -> dict[str, float]:
 
     def enqueue() -> None:
         from factory.config import load_settings
-        from factory.plan import plan_run
-        from workers.flow import submit
+        from factory.planning.plan import plan_run
+        from workers.flow.submit import submit
 
         settings = load_settings().model_copy(update={"styles": [STYLE]})
         at = [time.perf_counter(), time.process_time()]

@@ -20,9 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from factory.cluster.embedded import running_broker, running_crew
 from factory.config import Settings
-from factory.embedded import running_broker, running_crew
-from factory.plan import plan_run
+from factory.planning.plan import plan_run
 from factory.store import Store
 from tests.endpoint import Endpoint, running_endpoint
 
@@ -57,7 +57,7 @@ def measure(n_calls: int, per_minute: int, folder: Path) -> dict[str, float]:
             "OMP_NUM_THREADS": "1",
         }
         os.environ.update(environment)
-        from workers.flow import submit
+        from workers.flow.submit import submit
 
         with contextlib.ExitStack() as stack:
             for n in range(N_WORKERS):

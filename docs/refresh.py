@@ -23,6 +23,13 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "commands.md")
 PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 WIDTH = 100
+ROOMS = {
+    "factory": (
+        *("pairs", "teacher", "target", "extraction", "vector", "evaluation"),  # as the data flows
+        *("run", "planning", "steps", "report", "cluster", "commands", "data"),
+    ),
+    "workers": ("flow",),
+}
 OTHERS = {
     "celeryconfig.py": None,
     "config.yaml": "every setting with its unit and default",
@@ -46,15 +53,12 @@ def first_line(path: Path) -> str:
 
 
 def tree() -> str:
-    """The files, each with what it is for."""
+    """The rooms in the order in which data flows through them, each with what it is for."""
     rows: list[tuple[str, str]] = []
-    for package in ("factory", "workers"):
+    for package, rooms in ROOMS.items():
         rows.append((f"{package}/", first_line(ROOT / package / "__init__.py")))
+        rows += [(f"  {room}/", first_line(ROOT / package / room / "__init__.py")) for room in rooms]
         rows += [(f"  {path.name}", first_line(path)) for path in modules(ROOT / package)]
-        if package == "factory":
-            commands = ", ".join(path.stem for path in modules(ROOT / "factory" / "commands"))
-            rows.append(("  commands/", f"the commands of svf: {commands}"))
-            rows.append(("  data/", "the built-in styles, one YAML file each"))
     rows += [(name, what or first_line(ROOT / name)) for name, what in OTHERS.items()]
     width = max(len(name) for name, _ in rows) + 2
     return "```text\n" + "".join(f"{name:<{width}}{what}\n" for name, what in rows) + "```\n"

@@ -10,27 +10,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from factory.pairs import ContrastivePair, load_pairs
+    from factory.extraction.recipe import Recipe, render
+    from factory.pairs.dataset import load_pairs
+    from factory.pairs.pair import ContrastivePair
+    from factory.pairs.styles import Style, load_style
     from factory.pipeline import build_vector
-    from factory.recipe import Recipe, render
-    from factory.steer import Steering, generate
-    from factory.styles import Style, load_style
-    from factory.target import Target, load_target
-    from factory.vector import SteeringVector
+    from factory.target.model import Target, load_target
+    from factory.vector.sharing import load_shared
+    from factory.vector.steer import Steering, generate, generate_batch, steered_cache
+    from factory.vector.vector import SteeringVector
 
 _HOMES = {
-    "ContrastivePair": "pairs",
-    "Recipe": "recipe",
-    "Steering": "steer",
-    "SteeringVector": "vector",
-    "Style": "styles",
-    "Target": "target",
+    "ContrastivePair": "pairs.pair",
+    "Recipe": "extraction.recipe",
+    "Steering": "vector.steer",
+    "SteeringVector": "vector.vector",
+    "Style": "pairs.styles",
+    "Target": "target.model",
     "build_vector": "pipeline",
-    "generate": "steer",
-    "load_pairs": "pairs",
-    "load_style": "styles",
-    "load_target": "target",
-    "render": "recipe",
+    "generate": "vector.steer",
+    "generate_batch": "vector.steer",
+    "load_pairs": "pairs.dataset",
+    "load_shared": "vector.sharing",
+    "load_style": "pairs.styles",
+    "load_target": "target.model",
+    "render": "extraction.recipe",
+    "steered_cache": "vector.steer",
 }
 
 __all__ = [
@@ -42,10 +47,13 @@ __all__ = [
     "Target",
     "build_vector",
     "generate",
+    "generate_batch",
     "load_pairs",
+    "load_shared",
     "load_style",
     "load_target",
     "render",
+    "steered_cache",
 ]
 
 

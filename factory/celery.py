@@ -20,7 +20,7 @@ from factory.log import start_logging
 
 CONCURRENCY = {"teacher": 32, "gpu": 1, "reduce": 2}
 
-app = Celery("factory", include=["workers.teacher", "workers.gpu", "workers.reduce", "workers.guard"])
+app = Celery("factory", include=["workers.teacher", "workers.gpu", "workers.reduce", "workers.flow.guard"])
 app.config_from_object("celeryconfig")
 
 

@@ -1,7 +1,7 @@
 """Settings: what ``config.yaml``, ``FACTORY_*`` variables and flags say, and where each came from.
 
 Settings belong to a machine and its user. What a run must have the same everywhere (model,
-layers, recipe, questions) is frozen from them into a :class:`factory.run.RunSpec`. Secrets are
+layers, recipe, questions) is frozen from them into a :class:`factory.run.spec.RunSpec`. Secrets are
 never settings: they stay in the environment.
 """
 
@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from factory.errors import ConfigError
-from factory.pairs import BATCH_SIZE, N_SHOTS
+from factory.pairs.pair import BATCH_SIZE, N_SHOTS
 
 DEFAULT_FILE = "config.yaml"
 PREFIX = "FACTORY_"

@@ -17,6 +17,8 @@ EXTRAS = {
     "flower": ("flower",),
 }
 
+DISTRIBUTION = "steering-vector-factory"
+
 
 def missing_extra(module: str | None) -> MissingExtra | None:
     """The error that names the extra which brings ``module``; None if no extra does."""

@@ -20,14 +20,9 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from factory.errors import ConfigError, FactoryError, StoreError
-from factory.pairs import sha256_of
+from factory.files import hash_of
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-
-
-def hash_of(content: Any) -> str:
-    """The SHA-256 of JSON content in its canonical form: equal content, equal hash."""
-    return sha256_of(json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
 class Store:

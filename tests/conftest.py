@@ -13,8 +13,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from factory.embedded import running_broker
-from factory.pairs import ContrastivePair, load_pairs
+from factory.cluster.embedded import running_broker
+from factory.pairs.dataset import load_pairs
+from factory.pairs.pair import ContrastivePair
 from factory.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +113,7 @@ def qwen_folder(tmp_path_factory, starter_pairs) -> Path:
 @pytest.fixture(scope="session")
 def target(target_folder):
     """The tiny Llama, loaded."""
-    from factory.target import load_target
+    from factory.target.model import load_target
 
     return load_target(str(target_folder), "cpu")
 
@@ -120,7 +121,7 @@ def target(target_folder):
 @pytest.fixture(scope="session")
 def qwen_target(qwen_folder):
     """The tiny Qwen2, loaded."""
-    from factory.target import load_target
+    from factory.target.model import load_target
 
     return load_target(str(qwen_folder), "cpu")
 

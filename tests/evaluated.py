@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from factory.config import EvaluationSettings, Settings
-from factory.evaluation_steps import conclude_step, evaluate_step, missing_parts
-from factory.ledger import Ledger
-from factory.plan import plan_run
-from factory.steps import extract_step, reduce_step
+from factory.planning.plan import plan_run
+from factory.run.ledger import Ledger, missing_parts
+from factory.steps.evaluate import conclude_step, evaluate_step
+from factory.steps.extract import extract_step
+from factory.steps.reduce import reduce_step
 from factory.store import Store
 
 SWEEP = EvaluationSettings(

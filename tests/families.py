@@ -20,7 +20,7 @@ from transformers import (
     StableLmConfig,
 )
 
-from factory.target import Target, load_target
+from factory.target.model import Target, load_target
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from factory.embedded import free_port
+from factory.cluster.embedded import free_port
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

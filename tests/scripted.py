@@ -7,10 +7,10 @@ import json
 import httpx2
 import openai
 
-from factory.run import TeacherSpec
+from factory.pairs.styles import parse_style
 from factory.store import Store
-from factory.styles import parse_style
-from factory.teacher import Payer, Teacher
+from factory.teacher.client import Payer, Teacher
+from factory.teacher.spec import TeacherSpec
 from tests.endpoint import answer_to, completion
 
 OPENAI = TeacherSpec(model="gpt-6-luna", requested_model="gpt-4", temperature=0.7)

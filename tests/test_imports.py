@@ -19,7 +19,7 @@ class Forbid:
 sys.meta_path.insert(0, Forbid())
 """
 SOURCES = sorted([*(ROOT / "factory").rglob("*.py"), *(ROOT / "workers").rglob("*.py"), ROOT / "celeryconfig.py"])
-QUEUE_SIDE = {"factory.celery", "factory.embedded", "factory.cli"}
+QUEUE_SIDE = {"factory.celery", "factory.cluster.embedded", "factory.cli"}
 
 
 def module_name(path):
@@ -27,6 +27,13 @@ def module_name(path):
 
 
 MODULES = [module_name(path) for path in SOURCES]
+KNOWN = set(MODULES)
+ROOMS = {m for m in MODULES if (ROOT / m.replace(".", "/")).is_dir()} | set(MODULES)
+# A run stands above the rooms in which the data flows, and the rooms of a run are these.
+RUN = {f"factory.{room}" for room in ("run", "planning", "steps", "report", "cluster", "commands")} | {
+    "workers",
+    "workers.flow",
+}
 
 
 @cache
@@ -69,6 +76,23 @@ def run_python(program, **environment):
     )
 
 
+def room_of(module):
+    """The folder in which a module lies: ``factory.pairs``, ``workers.flow``, ``factory`` for the ground."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if (ROOT / "/".join(parts[:2])).is_dir() else parts[0]
+
+
+def reached(module):
+    """All modules of ours that ``module`` needs, directly or through others; also inside functions."""
+    found, waiting = set(), [module]
+    while waiting:
+        for name in imports_of(waiting.pop()):
+            if name in KNOWN and name not in found:
+                found.add(name)
+                waiting.append(name)
+    return found
+
+
 def test_only_the_queue_side_imports_celery():
     allowed = {m for m in MODULES if m.startswith(("workers", "factory.commands"))} | QUEUE_SIDE | {"celeryconfig"}
     users = {m for m in MODULES if tops(m) & {"celery", "kombu", "billiard"}}
@@ -84,51 +108,91 @@ def test_the_library_never_imports_the_workers():
 
 
 def test_no_domain_module_imports_the_terminal_or_the_queue():
-    shell = ("factory.cli", "factory.commands", "factory.celery", "factory.embedded", "factory.progress")
+    shell = ("factory.cli", "factory.commands", "factory.celery", "factory.cluster.embedded")
     for module in MODULES:
         if module.startswith("factory") and not module.startswith(shell):
             assert not {name for name in imports_of(module) if name.startswith(shell)}, module
 
 
-def test_errors_stand_on_nothing():
-    assert imports_of("factory.errors") == {"__future__", "__future__.annotations"}
+@pytest.mark.parametrize(
+    ("room", "never"),
+    [
+        ("factory.pairs", RUN | {"factory.teacher", "factory.target", "factory.extraction", "factory.vector"}),
+        ("factory.teacher", RUN | {"factory.target", "factory.extraction", "factory.vector", "factory.evaluation"}),
+        ("factory.target", RUN | {"factory.teacher", "factory.extraction", "factory.vector"}),
+        ("factory.extraction", RUN | {"factory.teacher", "factory.evaluation"}),
+        ("factory.vector", RUN | {"factory.evaluation"}),
+        ("factory.evaluation", RUN),
+        ("factory.report", {"factory.steps", "factory.commands", "workers", "workers.flow"}),
+        ("factory.steps", {"factory.report", "factory.commands", "factory.cluster", "workers", "workers.flow"}),
+        ("factory.store", {"factory.pairs"}),
+        ("factory.errors", {room for room in ROOMS if room != "factory.errors"}),
+    ],
+)
+def test_a_room_never_reaches_what_lies_behind_it(room, never):
+    for module in (m for m in MODULES if m == room or m.startswith(room + ".")):
+        entered = {name for name in reached(module) if name in never or room_of(name) in never}
+        assert not entered, f"{module} reaches {', '.join(sorted(entered))}"
 
 
-def test_only_kv_knows_the_cache_classes_of_transformers():
+def test_only_the_target_and_the_reading_cache_know_the_cache_classes_of_transformers():
     users = {m for m in MODULES if any(name.startswith("transformers.cache_utils") for name in imports_of(m))}
-    assert users == {"factory.kv"}
+    assert users == {"factory.target.kv", "factory.extraction.cache"}
 
 
-def test_imports_of_the_package_have_no_circle():
-    known = set(MODULES)
+def circles(edges):
+    """Every circle that a walk along ``edges`` (name -> names) runs into."""
+    found, done, open_ = [], set(), []
 
-    def depends(module):
-        return {name for name in imports_of(module, at_start_only=True) if name in known and name != module}
-
-    done, open_ = set(), []
-
-    def visit(module):
-        assert module not in open_, f"a circle: {' -> '.join([*open_, module])}"
-        if module not in done:
-            open_.append(module)
-            for other in depends(module):
+    def visit(name):
+        if name in open_:
+            found.append(" -> ".join([*open_[open_.index(name) :], name]))
+        elif name not in done:
+            open_.append(name)
+            for other in sorted(edges.get(name, ())):
                 visit(other)
             open_.pop()
-            done.add(module)
+            done.add(name)
 
+    for name in sorted(edges):
+        visit(name)
+    return found
+
+
+def test_imports_have_no_circle_also_inside_functions():
+    assert not circles({module: imports_of(module) & KNOWN - {module} for module in MODULES})
+
+
+def test_rooms_have_no_circle():
+    edges = {}
     for module in MODULES:
-        visit(module)
+        here = room_of(module)
+        for name in imports_of(module) & KNOWN:
+            if not {"factory", "workers", here} & {room_of(name)} and here != "factory":
+                edges.setdefault(here, set()).add(room_of(name))
+    assert not circles(edges)
 
 
-@pytest.mark.parametrize("module", ["workers.teacher", "workers.gpu", "workers.reduce", "workers.flow", "factory.cli"])
+def test_folders_say_what_they_are_and_do_nothing():
+    for path in SOURCES:
+        if path.name == "__init__.py" and path.parent.name not in ("factory", "data"):
+            (only,) = ast.parse(path.read_text()).body
+            assert isinstance(only, ast.Expr), path
+
+
+@pytest.mark.parametrize(
+    "module", ["workers.teacher", "workers.gpu", "workers.reduce", "workers.flow.submit", "factory.cli"]
+)
 def test_the_base_install_never_imports_torch(module):
     ended = run_python(f"{FORBIDS_TORCH}\nimport {module}")
     assert ended.returncode == 0, ended.stderr
 
 
 def test_every_module_of_the_teachers_part_imports_without_torch():
-    names = ["teacher", "steps", "plan", "run", "config", "styles", "pairs", "store", "artifacts", "log", "embedded"]
-    ended = run_python(FORBIDS_TORCH + "\n".join(f"import factory.{name}" for name in names))
+    rooms = ("pairs", "teacher", "planning", "run", "cluster")
+    names = [m for m in MODULES if m.startswith(tuple(f"factory.{room}." for room in rooms))]
+    names += ["factory.steps.write", "factory.config", "factory.store", "factory.log"]
+    ended = run_python(FORBIDS_TORCH + "\n".join(f"import {name}" for name in names))
     assert ended.returncode == 0, ended.stderr
 
 

@@ -48,7 +48,7 @@ def bin_folder(wheel, tmp_path_factory):
 
 def test_the_wheel_holds_code_settings_styles_pairs_and_questions(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"celeryconfig.py", "factory/cli.py", "factory/py.typed", "workers/flow.py"} <= names
+    assert {"celeryconfig.py", "factory/cli.py", "factory/py.typed", "workers/flow/submit.py"} <= names
     assert {f"factory/data/{style}.yaml" for style in STYLES} <= names
     assert {f"factory/data/datasets/{style}_pairs.jsonl" for style in STYLES} <= names
     assert {"factory/data/questions/default.txt", "factory/data/questions/heldout.txt"} <= names

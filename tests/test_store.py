@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.errors import ConfigError, StoreError
-from factory.store import Store, hash_of
+from factory.files import hash_of
+from factory.store import Store
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

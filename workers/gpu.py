@@ -7,10 +7,9 @@ import time
 from celery import Task, shared_task
 
 from factory.errors import TeacherBusy
-from factory.evaluation_steps import evaluate_step
-from factory.steps import extract_step
-from workers.step import run_batch, step_of
-from workers.teacher import LONGEST_TROUBLE, come_back
+from factory.steps.evaluate import evaluate_step
+from factory.steps.extract import extract_step
+from workers.flow.task import LONGEST_TROUBLE, come_back, run_batch, step_of
 
 
 @shared_task(bind=True)

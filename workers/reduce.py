@@ -8,13 +8,13 @@ from celery.result import AsyncResult
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from factory.evaluation_steps import conclude_step, give_up_evaluation, missing_parts
-from factory.ledger import Ledger
 from factory.log import log
-from factory.steps import reduce_step
-from workers.chord import Chord, send_chord
+from factory.run.ledger import Ledger, missing_parts
+from factory.steps.evaluate import conclude_step, give_up_evaluation
+from factory.steps.reduce import reduce_step
+from workers.flow.chord import Chord, send_chord
+from workers.flow.task import step_of
 from workers.gpu import evaluate_part
-from workers.step import step_of
 
 PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError)
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import random
 import time
-from typing import NoReturn
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore
 
-from factory.cluster import pause_run
 from factory.config import Settings
-from factory.errors import FactoryError, RunPaused, TeacherBusy, TeacherPaced
-from factory.ledger import Ledger
-from factory.steps import write_step
-from workers.step import machine_settings, run_batch, step_of
-
-LONGEST_WAIT = 120.0  # s, and a third of the visibility timeout, beyond which the message would be delivered twice
-TROUBLE = "svf:teacher"  # Redis hash: kind of trouble -> count
-LONGEST_TROUBLE = 1800.0  # s that a batch meets nothing but errors; then a person must look
+from factory.counters import TROUBLE
+from factory.errors import RunPaused, TeacherBusy, TeacherPaced
+from factory.run.ledger import Ledger
+from factory.run.pause import pause_run
+from factory.steps.write import write_step
+from workers.flow.task import LONGEST_TROUBLE, come_back, run_batch, step_of
 
 
 @shared_task(bind=True, max_retries=None)
@@ -54,12 +50,3 @@ def write_pairs(task: Task, run: str, style: str, number: int, failing_since: fl
 def count_trouble(task: Task, kind: str) -> None:
     """Count that the teacher set a batch back, for ``svf metrics``."""
     task.app.backend.client.hincrby(TROUBLE, kind, 1)
-
-
-def come_back(task: Task, wait: float, error: FactoryError, failing_since: float | None) -> NoReturn:
-    """Free the slot and try again in ``wait`` seconds."""
-    named = {**task.request.kwargs, "failing_since": failing_since}
-    task.request.retries = -1  # a wait is no failure: the count is for a store or broker that is away
-    raise task.retry(
-        kwargs=named, countdown=min(wait, LONGEST_WAIT, machine_settings().visibility_timeout / 3), exc=error
-    ) from None

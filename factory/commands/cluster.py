@@ -12,32 +12,21 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from factory.cluster.doctor import (
+    Finding,
+    check_broker,
+    check_device,
+    check_disk,
+    check_key,
+    check_store,
+    check_workers,
+)
+from factory.commands.ledgers import use_broker
 from factory.commands.options import Job, config_option, json_option, open_job, output_option
-from factory.commands.runs import find_ledger, use_broker
-from factory.doctor import Finding, check_broker, check_device, check_disk, check_key, check_store, check_workers
 from factory.errors import BrokerError
 
 DEFAULT_BROKER = "redis://127.0.0.1:6379/0"
 MARKS = {"good": "[green]+[/green]", "warning": "[yellow]![/yellow]", "bad": "[red]x[/red]"}
-
-
-@click.command()
-@click.argument("run", required=False)
-@config_option
-@output_option
-def cancel(run: str | None, config_file: Path | None, output: Path) -> int:
-    """End RUN (the newest without a name); what is done is kept, and 'svf resume' goes on.
-
-    Tasks in hand finish. Messages that wait stay in their queues, and end at once when taken.
-    """
-    job = open_job(config_file, output)
-    ledger = find_ledger(job, run)
-    use_broker(job)
-    from workers.flow import cancel as cancel_run
-
-    ended = cancel_run(ledger)
-    click.echo(f"run {ledger.run_id}: " + (f"cancelled {', '.join(ended)}" if ended else "had ended already"))
-    return 0
 
 
 def broker_url(job: Job) -> str:
@@ -54,7 +43,7 @@ def metrics(config_file: Path | None, output: Path, port: int | None, host: str)
     """Print the cluster's figures in Prometheus' format, or serve them."""
     from prometheus_client import start_http_server
 
-    from factory.metrics import metrics_text, registry
+    from factory.cluster.metrics import metrics_text, registry
 
     job = open_job(config_file, output)
     if port is None:

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from factory.commands.options import Job, job_options, json_option
 from factory.config import describe_limits
-from factory.estimate import Estimate, StyleEstimate, estimate_run
-from factory.reading_time import ReadingTime
+from factory.planning.estimate import Estimate, StyleEstimate, estimate_run
+from factory.planning.reading_time import ReadingTime
 
 COLUMNS = ("pairs", "new", "calls", "cached", "tokens in + out", "USD")
 

@@ -15,18 +15,19 @@ from rich.table import Table
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job
 from factory.config import Settings
 from factory.errors import ConfigError
-from factory.judge import RUBRIC, count_judged, judge_spec, make_scorer
-from factory.limits import Pace
-from factory.plan import plan_evaluation, plan_teacher
-from factory.run import new_run_id
-from factory.spending import require_price, worst_case
-from factory.styles import Style, load_style
-from factory.teacher import Payer, Teacher, open_client
+from factory.evaluation.judged import count_judged, make_scorer
+from factory.pairs.styles import Style, load_style
+from factory.planning.specify import plan_evaluation, plan_teacher
+from factory.run.spec import new_run_id
+from factory.teacher.client import Payer, Teacher, open_client
+from factory.teacher.judge import RUBRIC, judge_spec
+from factory.teacher.limits import Pace
+from factory.teacher.spending import require_price, worst_case
 
 if TYPE_CHECKING:
-    from factory.evaluate import Evaluation
-    from factory.target import Target
-    from factory.vector import SteeringVector
+    from factory.evaluation.verdict import Evaluation
+    from factory.target.model import Target
+    from factory.vector.vector import SteeringVector
 
 
 @click.command()
@@ -52,7 +53,7 @@ def evaluate(
     at the teacher's endpoint scores the answers beside the style's markers. The exit status is 1
     if a vector has no effect.
     """
-    from factory.vector import SteeringVector
+    from factory.vector.vector import SteeringVector
 
     job = open_job(config_file)
     swept = {"strengths": list(strengths), "layer_sets": list(layer_sets), "limit": limit}
@@ -107,8 +108,8 @@ def _evaluate(
 ) -> tuple[Evaluation, SteeringVector]:
     from dataclasses import replace
 
-    from factory.evaluate import add_evaluation, specificity_of
-    from factory.evaluate import evaluate as evaluate_vector
+    from factory.evaluation.examiner import evaluate as evaluate_vector
+    from factory.evaluation.verdict import add_evaluation, specificity_of
     from factory.store import Store
 
     console = Console(stderr=True)
@@ -134,7 +135,7 @@ def _evaluate(
 def _target(name: str, settings: Settings) -> Target:
     import torch
 
-    from factory.target import load_target
+    from factory.target.model import load_target
 
     hide_loading_bar()
     if settings.threads:

@@ -10,9 +10,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from factory.commands.ledgers import find_ledger
 from factory.commands.options import config_option, open_job, output_option
-from factory.commands.runs import find_ledger
-from factory.ledger import Ledger
+from factory.run.ledger import Ledger
 
 LONGEST_EXAMPLE = 420  # characters on the terminal
 
@@ -23,7 +23,7 @@ LONGEST_EXAMPLE = 420  # characters on the terminal
 @output_option
 def report(run: str | None, config_file: Path | None, output: Path) -> int:
     """Write the report of RUN (the newest without a name): one HTML page; prints its path."""
-    from factory.report import write_report
+    from factory.report.page import write_report
 
     job = open_job(config_file, output)
     click.echo(write_report(find_ledger(job, run)))
@@ -32,7 +32,7 @@ def report(run: str | None, config_file: Path | None, output: Path) -> int:
 
 def finish_with_report(ledger: Ledger, console: Console) -> None:
     """At the end of a run: what was measured of each style, examples, and where the page lies."""
-    from factory.report import write_report
+    from factory.report.page import write_report
 
     for part in ledger.spec.styles:
         result = ledger.result(part.style.name) or {}
@@ -47,7 +47,7 @@ def finish_with_report(ledger: Ledger, console: Console) -> None:
 
 def show_examples(ledger: Ledger, console: Console) -> None:
     """An unsteered and a steered answer of each evaluated style, side by side (three where there is one style)."""
-    from factory.report import examples
+    from factory.report.page import examples
 
     styles = [part.style for part in ledger.spec.styles if ledger.result(part.style.name)]
     for style in styles:

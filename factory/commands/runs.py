@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,19 +14,16 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from factory.commands.ledgers import find_ledger, paid_calls, use_broker
 from factory.commands.options import Job, config_option, job_options, json_option, open_job, output_option
+from factory.commands.outputs import finish
+from factory.commands.progress import progress_of, snapshot
+from factory.commands.progress import watch as watch_run
 from factory.config import load_configuration
 from factory.errors import ConfigError
-from factory.export import export_style
-from factory.ledger import Ledger, StyleProgress, list_runs
-from factory.limits import open_counters
-from factory.pairs import load_questions
-from factory.plan import plan_run
-from factory.progress import Meters, nothing_known, progress_of, snapshot
-from factory.progress import watch as watch_run
-from factory.spending import Meter
-
-GLANCE = 3.0  # s that a look at the broker may take
+from factory.pairs.dataset import load_questions
+from factory.planning.plan import plan_run
+from factory.run.ledger import Ledger
 
 
 @click.command()
@@ -44,7 +40,7 @@ def enqueue(job: Job, batch: Path | None, as_json: bool) -> int:
         job, questions = _read_batch(batch, job)
     plan = plan_run(job.settings, job.store, job.output, limit=job.limit, questions=questions)
     use_broker(job)
-    from workers.flow import submit
+    from workers.flow.submit import submit
 
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -79,29 +75,6 @@ def _batch_entry(entry: Any, path: Path) -> tuple[str, list[str]]:
     raise ConfigError(f"{path}: a style is a name, or name: {{questions: [...], questions_file: ...}}; found {entry!r}")
 
 
-def use_broker(job: Job) -> None:
-    """Make the configured broker and store those of this process."""
-    if job.settings.broker_url:
-        os.environ["FACTORY_BROKER_URL"] = job.settings.broker_url
-    if job.configuration.file:
-        os.environ["FACTORY_CONFIG"] = str(job.configuration.file.resolve())
-
-
-def find_ledger(job: Job, run: str | None) -> Ledger:
-    """The ledger of a run, of the newest without a name.
-
-    Raises:
-        ConfigError: there is no such run.
-    """
-    known = list_runs(job.store)
-    if run is None and known:
-        run = known[-1]
-    if run not in known:
-        found = f"the newest are {', '.join(known[-3:])}" if known else "there is none"
-        raise ConfigError(f"run {run or ''!r} is not in store {job.store_url}: {found}")
-    return Ledger(job.store, run)
-
-
 @click.command()
 @click.argument("run", required=False)
 @config_option
@@ -115,17 +88,11 @@ def watch(run: str | None, config_file: Path | None, output: Path) -> int:
     return finish(job, ledger, states)
 
 
-def paid_calls(ledger: Ledger, broker_url: str | None) -> Meters:
-    """What each style has paid, as workers count it in the broker; nothing where there is none to ask."""
-    counters = open_counters(broker_url, GLANCE) if broker_url else None
-    return Meter(counters, ledger.run_id).read if counters else nothing_known
-
-
 def _guard_of(ledger: Ledger) -> Callable[[], None]:
     """Looks after the run from time to time, as reduce workers do. Without a broker it only watches."""
     from redis.exceptions import RedisError
 
-    from workers.guard import Guard
+    from workers.flow.guard import Guard
 
     guard = Guard(ledger.store)
     seen = [time.monotonic()]
@@ -137,24 +104,6 @@ def _guard_of(ledger: Ledger) -> Callable[[], None]:
                 guard.look_at(ledger)
 
     return look
-
-
-def finish(job: Job, ledger: Ledger, states: list[StyleProgress]) -> int:
-    """Write the outputs of a run's finished styles; returns the exit status."""
-    for message in dict.fromkeys(f"{_about(state)}: {state.message}" for state in states if state.state != "done"):
-        click.echo(message, err=True)
-    for state in states:
-        if state.state != "done":
-            continue
-        style = ledger.spec.style_run(state.style).style
-        path = export_style(ledger, style, job.output, job.settings.output_config)
-        click.echo(f"{state.style}: {state.extracted} pairs -> {path}")
-    return 0 if all(state.state == "done" for state in states) else 1
-
-
-def _about(state: StyleProgress) -> str:
-    """What a message is about: a style that failed, or the whole run that waits."""
-    return state.style if state.state == "failed" else f"run {state.state}"
 
 
 @click.command()
@@ -196,12 +145,31 @@ def resume(run: str | None, config_file: Path | None, output: Path, max_cost_usd
     job = open_job(config_file, output, max_cost_usd=max_cost_usd)
     ledger = find_ledger(job, run)
     if here:
-        from factory.commands.generate import resume_here
+        from factory.commands.here import resume_here
 
         return resume_here(job, ledger)
     use_broker(job)
-    from workers.flow import resume as resume_run
+    from workers.flow.submit import resume as resume_run
 
     resumed = resume_run(ledger, max_cost_usd=job.settings.max_cost_usd)
     click.echo(f"run {ledger.run_id}: " + (f"goes on with {', '.join(resumed)}" if resumed else "nothing is missing"))
+    return 0
+
+
+@click.command()
+@click.argument("run", required=False)
+@config_option
+@output_option
+def cancel(run: str | None, config_file: Path | None, output: Path) -> int:
+    """End RUN (the newest without a name); what is done is kept, and 'svf resume' goes on.
+
+    Tasks in hand finish. Messages that wait stay in their queues, and end at once when taken.
+    """
+    job = open_job(config_file, output)
+    ledger = find_ledger(job, run)
+    use_broker(job)
+    from workers.flow.submit import cancel as cancel_run
+
+    ended = cancel_run(ledger)
+    click.echo(f"run {ledger.run_id}: " + (f"cancelled {', '.join(ended)}" if ended else "had ended already"))
     return 0

@@ -19,7 +19,7 @@ from factory.log import start_logging
 @config_option
 def download(model: str | None, config_file: Path | None) -> int:
     """Fetch MODEL, or the configured target model, so that a later run finds it here."""
-    from factory.download import download_model
+    from factory.target.download import download_model
 
     hide_loading_bar()
     start_logging(terminal=False)

@@ -20,8 +20,8 @@ from factory.errors import ConfigError, UnknownStyle
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from factory.target import Target
-    from factory.vector import SteeringVector
+    from factory.target.model import Target
+    from factory.vector.vector import SteeringVector
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Comparison:
 
     def ask(self, prompt: str) -> dict[str, str]:
         """The answers to ``prompt`` by what was asked with."""
-        from factory.steer import generate
+        from factory.vector.steer import generate
 
         n = self.max_new_tokens
         answers = {"unsteered": generate(self.target, prompt, max_new_tokens=n)}
@@ -83,9 +83,9 @@ def steer(
 
 
 def _open(source: str, strengths: Sequence[float | None], max_new_tokens: int, config_file: Path | None) -> Comparison:
-    from factory.sharing import load_shared
-    from factory.styles import load_style
-    from factory.target import load_target
+    from factory.pairs.styles import load_style
+    from factory.target.model import load_target
+    from factory.vector.sharing import load_shared
 
     settings = open_job(config_file).settings
     vector = load_shared(source)

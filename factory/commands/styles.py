@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from factory.commands.options import config_option, json_option, open_job, output_option
-from factory.pairs import load_pairs
-from factory.plan import dataset_path, shipped_file
-from factory.styles import list_styles
+from factory.files import shipped_file
+from factory.pairs.dataset import dataset_path, load_pairs
+from factory.pairs.styles import list_styles
 
 
 @click.command()

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from factory.commands.options import json_option
-from factory.export import run_path
+from factory.run.export import run_path
 
 
 @click.command()
@@ -20,7 +20,7 @@ from factory.export import run_path
 @json_option
 def show(vectors: tuple[Path, ...], as_json: bool) -> int:
     """Describe VECTORS: shapes, layers, norms, pairs, quality, and the cosine between several."""
-    from factory.vector import SteeringVector
+    from factory.vector.vector import SteeringVector
 
     loaded = [SteeringVector.load(path) for path in vectors]
     cosines = {f"{a.style_name} ~ {b.style_name}": a.cosine(b) for a, b in combinations(loaded, 2)}
@@ -89,3 +89,26 @@ def _ranges(layers: list[int]) -> str:
         else:
             parts.append([layer])
     return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+@click.command()
+@click.argument("vectors", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("export"),
+    show_default=True,
+    help="A folder a vector is made there.",
+)
+def export(vectors: tuple[Path, ...], output: Path) -> int:
+    """Write VECTORS as safetensors with a model card, ready for a hub or a colleague.
+
+    'svf steer FOLDER' and factory.load_shared("FOLDER") read them again.
+    """
+    from factory.vector.sharing import share
+    from factory.vector.vector import SteeringVector
+
+    for path in vectors:
+        vector = SteeringVector.load(path)
+        click.echo(share(vector, output / path.stem))
+    return 0

@@ -126,7 +126,7 @@ def judge_payments(cluster: Cluster, outcome: Outcome, *, calls: int, in_flight:
 
 def make_target(folder: Path) -> Path:
     """A tiny random Llama: real, and quick enough to be read a thousand times."""
-    from factory.pairs import load_pairs
+    from factory.pairs.dataset import load_pairs
     from tests.conftest import ROOT, save_tiny_model
 
     pairs = load_pairs(ROOT / "datasets" / "step_by_step_reasoning_pairs.jsonl")
@@ -251,11 +251,11 @@ def preload() -> None:
     """Import what workers need, without connecting anything or starting threads."""
     for name in (
         "transformers.models.llama.modeling_llama",
-        "factory.extract",
+        "factory.extraction.extract",
         "factory.pipeline",
-        "factory.target",
-        "workers.flow",
-        "workers.guard",
+        "factory.target.model",
+        "workers.flow.submit",
+        "workers.flow.guard",
         "openai",
     ):
         import_module(name)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import redis
 
-from factory.embedded import find_server, free_port, start_child
-from factory.ledger import Ledger, list_runs
+from factory.cluster.embedded import find_server, free_port, start_child
+from factory.run.ledger import Ledger, list_runs
 from factory.store import Store
 from tests.endpoint import Endpoint
 
@@ -202,8 +202,9 @@ class Cluster:
 
         def work() -> None:
             from factory.config import load_settings
-            from factory.plan import plan_run
-            from workers import chord, flow
+            from factory.planning.plan import plan_run
+            from workers.flow import chord
+            from workers.flow import submit as flow
 
             if die_after is not None:
                 sent = chord.send_member
@@ -223,7 +224,7 @@ class Cluster:
 
     def resume(self) -> None:
         def work() -> None:
-            from workers import flow
+            from workers.flow import submit as flow
 
             flow.resume(self.ledger())
 

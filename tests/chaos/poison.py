@@ -61,7 +61,7 @@ def main() -> int:
             (style,) = STYLES
             ledger = cluster.ledger()
             result, progress = ledger.result(style) or {"state": "hangs"}, ledger.progress(style)
-            from factory.vector import SteeringVector
+            from factory.vector.vector import SteeringVector
 
             vector = ledger.store.read(ledger.vector_key(style)) if result["state"] == "done" else None
             if vector:

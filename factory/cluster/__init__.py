@@ -1,0 +1,1 @@
+"""The machines: broker, embedded workers, health checks and metrics."""

@@ -1,0 +1,43 @@
+"""Finding a run: its ledger in the store, its broker, and what it has paid."""
+
+from __future__ import annotations
+
+import os
+
+from factory.commands.options import Job
+from factory.commands.progress import Meters, nothing_known
+from factory.counters import open_counters
+from factory.errors import ConfigError
+from factory.run.ledger import Ledger, list_runs
+from factory.teacher.spending import Meter
+
+GLANCE = 3.0  # s that a look at the broker may take
+
+
+def use_broker(job: Job) -> None:
+    """Make the configured broker and store those of this process."""
+    if job.settings.broker_url:
+        os.environ["FACTORY_BROKER_URL"] = job.settings.broker_url
+    if job.configuration.file:
+        os.environ["FACTORY_CONFIG"] = str(job.configuration.file.resolve())
+
+
+def find_ledger(job: Job, run: str | None) -> Ledger:
+    """The ledger of a run, of the newest without a name.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    known = list_runs(job.store)
+    if run is None and known:
+        run = known[-1]
+    if run not in known:
+        found = f"the newest are {', '.join(known[-3:])}" if known else "there is none"
+        raise ConfigError(f"run {run or ''!r} is not in store {job.store_url}: {found}")
+    return Ledger(job.store, run)
+
+
+def paid_calls(ledger: Ledger, broker_url: str | None) -> Meters:
+    """What each style has paid, as workers count it in the broker; nothing where there is none to ask."""
+    counters = open_counters(broker_url, GLANCE) if broker_url else None
+    return Meter(counters, ledger.run_id).read if counters else nothing_known

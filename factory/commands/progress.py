@@ -1,0 +1,118 @@
+"""Live progress of a run on the terminal, from its ledger alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from factory.run.ledger import Ledger, StyleProgress, pause_state
+from factory.teacher.spending import Paid
+
+POLL = 0.5  # s
+ENDED = ("done", "failed")
+HELD = ("paused", "budget_stopped")
+
+
+Meters = Callable[[], Mapping[str, Paid]]  # the calls of each style so far, as workers count them
+
+
+def nothing_known() -> Mapping[str, Paid]:
+    """Where nobody counts calls: batches that are written say what they cost."""
+    return {}
+
+
+def progress_of(ledger: Ledger, paid: Mapping[str, Paid]) -> list[StyleProgress]:
+    """How far each style is; ``paid`` may know of calls in batches that are not written yet."""
+    states = [ledger.progress(part.style.name) for part in ledger.spec.styles]
+    counted = {style: calls.usd for style, calls in paid.items()}
+    return [replace(state, spent_usd=max(state.spent_usd, counted.get(state.style, 0.0))) for state in states]
+
+
+def watch(
+    ledger: Ledger, console: Console, check: Callable[[], None] = lambda: None, meters: Meters = nothing_known
+) -> list[StyleProgress]:
+    """Show a run until every style has ended, or waits for a person; returns how each ended.
+
+    ``check`` is called at each look and may raise to stop watching; ``meters`` tells the calls so far.
+    """
+    names = [part.style.name for part in ledger.spec.styles]
+    width = max(map(len, names))
+    bars = Progress(
+        TextColumn("{task.fields[mark]}"),
+        TextColumn(f"{{task.description:<{width}}}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    with Live(bars, console=console, refresh_per_second=4):
+        rows = {name: bars.add_task(name, total=1, mark="[dim]·", note="waiting") for name in names}
+        while True:
+            check()
+            paid = meters()
+            states = progress_of(ledger, paid)
+            for state in states:
+                calls = paid[state.style].calls if state.style in paid else 0
+                _show(bars, rows[state.style], state, calls)
+            if all(state.state in ENDED + HELD for state in states):
+                break
+            time.sleep(POLL)
+    if not console.is_terminal:  # a file gets the last state alone, without an end of line
+        console.print()
+    return states
+
+
+def _show(bars: Progress, row: TaskID, state: StyleProgress, calls: int) -> None:
+    if bars.tasks[row].finished:
+        return
+    marks = {"waiting": "[dim]·", "running": "[cyan]>", "evaluating": "[cyan]?", "done": "[green]+", "failed": "[red]x"}
+    total = 2 * state.pairs + state.parts
+    so_far = state.written + state.extracted + state.evaluated
+    complete = total if state.state in ("done", "failed") else min(total - 1, so_far)
+    bars.update(
+        row, total=total, completed=complete, mark=marks.get(state.state, "[yellow]!"), note=describe(state, calls)
+    )
+
+
+def describe(state: StyleProgress, calls: int = 0) -> str:
+    """A style's progress in a few words; ``calls``: of the teacher that were answered."""
+    if state.state in HELD:
+        return f"{state.state}: {state.written}/{state.pairs} pairs written"
+    if state.state == "evaluating":
+        return f"evaluating, {state.evaluated}/{state.parts} parts"
+    words = f"{state.extracted}/{state.pairs} pairs extracted"
+    if state.written < state.pairs and (state.state == "running" or calls):
+        words = f"{state.written}/{state.pairs} written, {words}"
+        words = f"{calls} answers, {words}" if calls else words
+    if state.failed:
+        words += f", [yellow]{state.failed} failed[/yellow]"
+    if state.spent_usd:
+        words += f", ${state.spent_usd:.4f}"
+    return words
+
+
+def snapshot(ledger: Ledger, meters: Meters = nothing_known) -> dict[str, object]:
+    """A run's progress as plain data, for ``svf status --json``."""
+    states = progress_of(ledger, meters())
+    pause = ledger.paused()
+    return {
+        "run": ledger.run_id,
+        "state": _run_state(states, pause),
+        "message": pause["message"] if pause else "",
+        "spent_usd": max(sum(state.spent_usd for state in states), pause["spent_usd"] if pause else 0.0),
+        "max_cost_usd": ledger.max_cost_usd,
+        "target_model": ledger.spec.extraction.target_model,
+        "styles": [asdict(state) for state in states],
+    }
+
+
+def _run_state(states: list[StyleProgress], pause: dict[str, Any] | None) -> str:
+    if all(state.state in ENDED for state in states):
+        return "failed" if any(state.state == "failed" for state in states) else "done"
+    return pause_state(pause) if pause else "running"

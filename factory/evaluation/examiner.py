@@ -1,0 +1,205 @@
+"""Evaluation: whether a vector steers, how strongly it should be added, and what that costs.
+
+In three stages, all on questions that no vector has seen. The cheap gate (probe.py) ranks every
+setting of the sweep. The best few answer the questions kept for choosing, and one of them is
+chosen: most answers in the style, hardly any loops. On the remaining questions the chosen setting
+is held against the unsteered model, the prompted one, a random and the negated vector. Choosing
+and measuring use different questions, so that the reported effect is not the luck of the choice.
+
+Every part is one small piece of work with a name, so that a queue can stand between the parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.errors import ConfigError
+from factory.evaluation.answers import Questioning, ask, perplexities
+from factory.evaluation.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, share_right
+from factory.evaluation.cell import Setting
+from factory.evaluation.judged import Scorer
+from factory.evaluation.probe import Probe, Reading, apply_setting, layers_of
+from factory.evaluation.score import score
+from factory.evaluation.spec import BASELINES, EvaluationSpec
+from factory.evaluation.verdict import Entry, Evaluation, choose_cell, conclude, specificity_of
+from factory.files import hash_of, sha256_of
+from factory.pairs.styles import Style
+from factory.store import Store
+from factory.target.model import Target
+from factory.vector.steer import Steering
+from factory.vector.vector import SteeringVector
+
+SURPRISED = ("unsteered", "prompted", "steered")  # parts whose perplexity is measured
+SAMPLE = 8  # answers whose perplexity is measured: reading them costs as much as giving them
+ENOUGH = math.log(0.5)  # log-probability of the openings above which more strength adds loops only
+
+
+def settings_of(spec: EvaluationSpec) -> list[Setting]:
+    """Every setting of the sweep."""
+    return [
+        Setting(strength, layers, n_positions, key_strength)
+        for layers in spec.layer_sets
+        for n_positions in spec.positions
+        for key_strength in spec.key_strengths
+        for strength in spec.strengths
+    ]
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """One vector, the model that it is for, and the questions to try it on."""
+
+    target: Target
+    vector: SteeringVector
+    style: Style
+    spec: EvaluationSpec
+    store: Store
+    scorer: Scorer | None = None
+
+    def examine(self, part: str, done: Mapping[str, Entry]) -> Entry:
+        """Do one part; ``done`` holds the parts that it builds on."""
+        if part in BASELINES:
+            return self._measure(part, None, self.style.instruction() if part == "prompted" else None)
+        if part.startswith("cell-"):
+            rank = int(part.removeprefix("cell-"))
+            readings = self.readings()
+            return self._try(part, readings[rank]) | ({"gate": readings} if rank == 0 else {})
+        setting = Setting(**choose_cell(done, self.spec)["setting"])
+        if part == "capability":
+            return self._capability(setting)
+        return self._measure(part, self._steering(part, setting))
+
+    def readings(self) -> list[dict[str, Any]]:
+        """What the cheap gate says of every setting, the most promising first."""
+        tensors = [self.vector.key_vector, self.vector.value_vector]
+        asked = {
+            "model": [self.target.name, self.target.revision, self.target.dtype],
+            "vector": [sha256_of(tensor.numpy().tobytes()) for tensor in tensors],
+            "openings": self.style.openings,
+            "spec": self.spec.model_dump(mode="json"),
+        }
+        key = f"probes/{hash_of(asked)}.json"
+        known = self.store.read_json(key)
+        if known is None:
+            known = self._read_all()
+            self.store.write_json(key, known)
+        return list(known)
+
+    def _read_all(self) -> list[dict[str, Any]]:
+        probe = Probe(self.target, self.style, self.spec.probe_questions)
+        readings = [probe.read(self.vector, setting) for setting in self._usable_settings()]
+        return [reading.to_json() for reading in rank(readings, self.spec.cells)]
+
+    def _usable_settings(self) -> list[Setting]:
+        """The sweep without layer sets that this vector does not hold."""
+        usable = [setting for setting in settings_of(self.spec) if layers_of(self.vector, setting)]
+        if not usable:
+            raise ConfigError(
+                f"evaluation.layer_sets {list(self.spec.layer_sets)} hold none of the vector's layers "
+                f"{self.vector.layer_indices}: use 'all' or some of these"
+            )
+        return usable
+
+    def _try(self, part: str, reading: dict[str, Any]) -> Entry:
+        """One setting of the sweep, on the questions kept for choosing."""
+        setting = Setting(**reading["setting"])
+        steering = apply_setting(self.vector, setting)
+        tried = {"setting": setting.to_json(), "layers": steering.vector.layer_indices}
+        return tried | self._measure(part, steering) | {name: reading[name] for name in ("openings", "moved")}
+
+    def _measure(self, part: str, steering: Steering | None, system: str | None = None) -> Entry:
+        """What the model answers in one state, and the figures of that."""
+        questions = self.spec.questions_of(part)
+        questioning = Questioning(questions, self.spec.max_new_tokens, steering, system)
+        answers = ask(self.target, questioning, self.store)
+        sample = slice(SAMPLE if part in SURPRISED else 0)
+        surprise = perplexities(self.target, questions[sample], answers[sample])
+        figures = {"figures": score(answers, self.style, surprise), **self._judged(questions, answers)}
+        return figures | {"answers": questioning.key(self.target)}
+
+    def _judged(self, questions: Sequence[str], answers: Sequence[str]) -> Entry:
+        """What a judge says of the answers, if there is one, and what that cost."""
+        if self.scorer is None:
+            return {}
+        judged, cost = self.scorer(questions, answers)
+        return {"judged": judged, "cost_usd": cost}
+
+    def _steering(self, part: str, setting: Setting) -> Steering:
+        steering = apply_setting(self.vector, setting)
+        if part == "random":
+            return replace(steering, vector=random_like(steering.vector))
+        if part == "negated":
+            return replace(steering, vector=-steering.vector)
+        return steering
+
+    def _capability(self, setting: Setting) -> Entry:
+        questions = tuple(exact.question for exact in EXACT_QUESTIONS)
+        shares = {}
+        for name, steering in {"unsteered": None, "steered": self._steering("steered", setting)}.items():
+            questioning = Questioning(questions, EXACT_ANSWER_TOKENS, steering)
+            shares[name] = share_right(ask(self.target, questioning, self.store))
+        return {"n": len(questions), **shares}
+
+
+def rank(readings: Sequence[Reading], count: int) -> list[Reading]:
+    """The readings, those ``count`` first whose settings deserve real answers.
+
+    Openings become likelier with strength until the model only loops, which the gate cannot see.
+    Measured: around a probability of one half most answers are in the style, above it only loops
+    are gained. So the settings nearest to one half come first, whichever layers they have; the last
+    place goes to the weakest strength, in case that all others loop.
+    """
+    ranked = sorted(readings, key=lambda reading: abs(reading.openings - ENOUGH))
+    weakest = min(ranked, key=lambda reading: abs(reading.setting.strength))
+    if count > 1 and weakest not in ranked[:count]:
+        ranked.remove(weakest)
+        ranked.insert(count - 1, weakest)
+    return ranked
+
+
+def random_like(vector: SteeringVector) -> SteeringVector:
+    """A random direction with the vector's norms at each layer; the same for the same style."""
+    seed = int(sha256_of(vector.style_name)[:8], 16)
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(like: Tensor) -> Tensor:
+        noise: Tensor = torch.randn(like.shape, generator=generator)
+        norms: Tensor = like.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
+        return noise * norms[:, None, None]
+
+    return replace(vector, key_vector=drawn(vector.key_vector), value_vector=drawn(vector.value_vector))
+
+
+def evaluate(
+    target: Target,
+    vector: SteeringVector,
+    style: Style,
+    spec: EvaluationSpec,
+    *,
+    store: Store | None = None,
+    scorer: Scorer | None = None,
+    after: Callable[[str], None] = lambda part: None,
+) -> tuple[Evaluation, dict[str, Entry]]:
+    """Evaluate a vector here, in this process; also returns what became of every part.
+
+    ``store`` keeps answers (default: memory); ``scorer`` scores them beside the style's markers;
+    ``after`` is told each part that is done.
+
+    Raises:
+        VectorError: the vector is for another model.
+        ConfigError: the sweep's layer sets hold none of the vector's layers.
+    """
+    store = store or Store("memory://evaluation")
+    examiner = Examiner(target, vector, style, spec, store, scorer)
+    done: dict[str, Entry] = {}
+    for part in spec.parts:
+        done[part] = examiner.examine(part, done)
+        after(part)
+    specificity = specificity_of(store.require_json(done["steered"]["answers"]), {style.name: style})
+    return conclude(style, spec, done, specificity), done

@@ -1,0 +1,45 @@
+"""Scores of answers: how many show a style, and whether they are still fluent. Words only, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import Any
+
+from factory.evaluation.bootstrap import bootstrap_interval
+from factory.pairs.fluency import distinct_ngrams, is_looping
+from factory.pairs.styles import Style
+
+
+def score(answers: Sequence[str], style: Style, surprise: Sequence[float | None] = ()) -> dict[str, Any]:
+    """Figures of ``answers`` as plain data; ``surprise`` is their perplexity under the unsteered model.
+
+    ``share``: answers in the style, with its 95 % ``interval``; ``markers`` an answer, ``words`` an
+    answer; ``distinct_4grams`` and ``loops`` tell fluency; ``shown`` lists markers by answer.
+    """
+    shown = [style.count_markers(answer) for answer in answers]
+    in_style = [float(style.is_shown_in(answer)) for answer in answers]
+    known = [value for value in surprise if value is not None]
+    return {
+        "n": len(answers),
+        "share": round(fmean(in_style), 4),
+        "interval": list(bootstrap_interval(in_style)),
+        "markers": round(fmean(shown), 4),
+        "words": round(fmean(len(answer.split()) for answer in answers), 2),
+        "distinct_4grams": round(fmean(map(distinct_ngrams, answers)), 4),
+        "loops": round(fmean(map(is_looping, answers)), 4),
+        "perplexity": round(median(known), 3) if known else None,
+        "in_style": [int(value) for value in in_style],
+        "shown": shown,
+    }
+
+
+def gain(steered: Sequence[float], unsteered: Sequence[float]) -> tuple[float, list[float]]:
+    """Mean gain by question, and its 95 % interval (paired: the same questions in both)."""
+    differences = [after - before for after, before in zip(steered, unsteered, strict=True)]
+    return round(fmean(differences), 4), list(bootstrap_interval(differences))
+
+
+def summary(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures without their lists by answer."""
+    return {name: value for name, value in figures.items() if name not in ("in_style", "shown")}

@@ -1,0 +1,47 @@
+"""What an evaluation asks: the held-out questions, the sweep, and the parts into which it is cut."""
+
+from __future__ import annotations
+
+from factory.frozen import Frozen
+
+BASELINES = ("unsteered", "prompted")
+CONTROLS = ("random", "negated")
+CHECKS = ("steered", *CONTROLS, "capability")
+
+
+class EvaluationSpec(Frozen):
+    """The held-out questions and the sweep.
+
+    The setting is chosen on ``choice_questions`` and measured on ``questions``; none is in both.
+    """
+
+    questions: tuple[str, ...]
+    choice_questions: tuple[str, ...]
+    probe_questions: tuple[str, ...]
+    cells: int = 6
+    max_loops: float = 0.1
+    strengths: tuple[float, ...]
+    key_strengths: tuple[float, ...] = (0.0,)
+    positions: tuple[int, ...]
+    layer_sets: tuple[str, ...]
+    max_new_tokens: int
+    judge_model: str | None = None
+
+    @property
+    def first_parts(self) -> list[str]:
+        """The parts of an evaluation that need no choice: baselines, and the settings that the gate found best."""
+        n_settings = len(self.strengths) * len(self.positions) * len(self.layer_sets) * len(self.key_strengths)
+        return [*BASELINES, *(f"cell-{rank}" for rank in range(min(self.cells, n_settings)))]
+
+    @property
+    def parts(self) -> list[str]:
+        """Every part of an evaluation, in order; the checks of the chosen setting come last."""
+        return [*self.first_parts, *CHECKS]
+
+    def questions_of(self, part: str) -> tuple[str, ...]:
+        """Which of them a part asks: a setting those for choosing, a control every second of the others."""
+        if part == "capability":
+            return ()  # it has its own, with known answers
+        if part.startswith("cell-"):
+            return self.choice_questions
+        return self.questions[::2] if part in CONTROLS else self.questions

@@ -1,0 +1,160 @@
+"""The verdict: which cell of the sweep is chosen, and what the measured parts say about the vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from factory.evaluation.cell import Setting
+from factory.evaluation.score import gain, summary
+from factory.evaluation.spec import BASELINES, CONTROLS, EvaluationSpec
+from factory.pairs.styles import Style
+from factory.vector.vector import SteeringVector
+
+STRONG = 0.3  # gain in the share of answers in the style from which a vector "steers"
+
+STRONGER = "Try higher strengths, more layers (target_layers: all), or more steered positions."
+WEAKER = "Its answers loop too often: evaluate lower strengths or fewer positions."
+
+Entry = dict[str, Any]  # what became of one part
+
+
+def cells_of(done: Mapping[str, Entry]) -> list[Entry]:
+    """What became of the settings that answered, in the order in which the gate ranked them."""
+    ranks = sorted(int(part.removeprefix("cell-")) for part in done if part.startswith("cell-"))
+    return [done[f"cell-{rank}"] for rank in ranks]
+
+
+def choose_cell(done: Mapping[str, Entry], spec: EvaluationSpec) -> Entry:
+    """The setting with most answers in the style among those that hardly loop.
+
+    Of equals the one that loops least, then the one with most markers, then the most fluent.
+
+    Where all of them loop, the one that loops least.
+    """
+    cells = cells_of(done)
+    fluent = [cell for cell in cells if cell["figures"]["loops"] <= spec.max_loops]
+
+    def worth(cell: Entry) -> tuple[float, ...]:
+        figures = cell["figures"]
+        return figures["share"], -figures["loops"], figures["markers"], figures["distinct_4grams"]
+
+    return max(fluent, key=worth) if fluent else min(cells, key=lambda cell: cell["figures"]["loops"])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found out about one vector.
+
+    ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
+    ``interval`` its 95 % bootstrap interval; ``marker_gain`` the gain in markers an answer.
+    ``measured`` holds the figures of each state of the model, ``cells`` those of the settings that
+    answered, ``gate`` what the cheap gate read of every setting; ``judged`` a judge's scores of
+    each state, if one was asked.
+    """
+
+    style: str
+    setting: Setting
+    layers: list[int]
+    effect: float
+    interval: list[float]
+    marker_gain: float
+    marker_interval: list[float]
+    verdict: str
+    advice: str
+    measured: dict[str, dict[str, Any]]
+    cells: list[dict[str, Any]]
+    gate: list[dict[str, Any]]
+    capability: dict[str, Any]
+    specificity: dict[str, float]
+    settings: dict[str, Any]
+    judged: dict[str, dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation as plain data."""
+        return asdict(self)
+
+
+def conclude(
+    style: Style, spec: EvaluationSpec, done: Mapping[str, Entry], specificity: dict[str, float]
+) -> Evaluation:
+    """The verdict, from what became of the parts. ``specificity``: share of answers by style's markers."""
+    steered, unsteered = done["steered"]["figures"], done["unsteered"]["figures"]
+    effect, interval = gain(steered["in_style"], unsteered["in_style"])
+    marker_gain, marker_interval = gain(steered["shown"], unsteered["shown"])
+    verdict, advice = judge(effect, interval, marker_interval, steered["loops"], spec.max_loops)
+    chosen = choose_cell(done, spec)
+    return Evaluation(
+        style=style.name,
+        setting=Setting(**chosen["setting"]),
+        layers=chosen["layers"],
+        effect=effect,
+        interval=interval,
+        marker_gain=marker_gain,
+        marker_interval=marker_interval,
+        verdict=verdict,
+        advice=_advise(advice, verdict, done["prompted"]["figures"]["share"]),
+        measured={part: summary(done[part]["figures"]) for part in (*BASELINES, "steered", *CONTROLS)},
+        cells=[{**_without_gate(cell), "figures": summary(cell["figures"])} for cell in cells_of(done)],
+        gate=done["cell-0"]["gate"],
+        capability=done["capability"],
+        specificity=specificity,
+        settings={
+            "questions": len(spec.questions),
+            "choice_questions": len(spec.choice_questions),
+            "max_new_tokens": spec.max_new_tokens,
+            "max_loops": spec.max_loops,
+        },
+        judged={part: done[part]["judged"] for part in (*BASELINES, "steered", *CONTROLS) if "judged" in done[part]},
+    )
+
+
+def _advise(advice: str, verdict: str, prompted: float) -> str:
+    """The advice, and whether the model shows the style at all when it is asked for it in words."""
+    if verdict == "no effect" and prompted < STRONG:
+        return f"{advice} Even asked for it in words, this model shows the style in {prompted:.0%} of answers."
+    return advice
+
+
+def _without_gate(cell: Entry) -> Entry:
+    return {name: value for name, value in cell.items() if name not in ("gate", "cost_usd")}
+
+
+def judge(
+    effect: float, interval: list[float], marker_interval: list[float], loops: float, max_loops: float
+) -> tuple[str, str]:
+    """A verdict in plain words, and what to try next where it is not the best."""
+    broken = loops > max_loops
+    if interval[0] > 0 and effect >= STRONG:
+        return ("steers, but loops", WEAKER) if broken else ("steers", "")
+    if interval[0] > 0 or marker_interval[0] > 0:
+        return (
+            "steers weakly",
+            f"{WEAKER if broken else STRONGER} The recipe response_mean with n_tokens: 4 may do more.",
+        )
+    return "no effect", (
+        "Nothing that the sweep tried shows the style. Extract more layers (target_layers: all), try another recipe "
+        "(fewshot or response_mean with n_tokens: 4), add pairs, or widen evaluation.strengths."
+    )
+
+
+def add_evaluation(vector: SteeringVector, evaluation: Evaluation) -> SteeringVector:
+    """The vector with its verdict, and with what steering then uses by default."""
+    setting = evaluation.setting
+    known = {
+        "recommended_strength": setting.strength,
+        "recommended_layers": evaluation.layers,
+        "recommended_positions": setting.n_positions,
+        "recommended_key_strength": setting.key_strength,
+        "effect": evaluation.effect,
+        "interval": evaluation.interval,
+        "verdict": evaluation.verdict,
+        "evaluation": evaluation.to_json(),
+    }
+    return replace(vector, metadata={**vector.metadata, **known})
+
+
+def specificity_of(answers: list[str], styles: Mapping[str, Style]) -> dict[str, float]:
+    """Share of ``answers`` in each of ``styles``, judged by that style's markers."""
+    return {name: round(sum(map(style.is_shown_in, answers)) / len(answers), 4) for name, style in styles.items()}

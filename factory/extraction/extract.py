@@ -1,0 +1,237 @@
+"""Extraction: run the target model over rendered pairs and take differences of cached states.
+
+The model runs without its output layer and stops at the last needed layer; texts share a forward
+pass (packing.py), and what they have in common is read once (prefix.py). Results do not depend on
+how texts were batched beyond the rounding of the dtype. This module does not know where pairs come
+from nor where differences go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.errors import PairRejected
+from factory.extraction.cache import LastLayerRead, ReadingCache, SharedStates
+from factory.extraction.forward import is_packable, reading, stream_dtype
+from factory.extraction.packing import pack
+from factory.extraction.prefix import Segment, share_prefixes
+from factory.extraction.recipe import Recipe, Rendering, render_in_group, usable_pairs
+from factory.pairs.pair import ContrastivePair
+from factory.target.kv import KVCache
+from factory.target.model import Target
+
+BATCH_TOKENS = {"cuda": 16384, "mps": 4096, "cpu": 768}
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A pair that could not be read: ``reason`` is a short code, ``message`` says more."""
+
+    pair_id: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What one batch of pairs gave.
+
+    ``keys`` and ``values`` are float32 ``[n_pairs, n_layers, n_kv_heads, head_dim]``, positive
+    minus negative, in the order of ``pair_ids``.
+    """
+
+    pair_ids: list[str]
+    keys: Tensor
+    values: Tensor
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RenderedBatch:
+    """A batch as the target model will read it, and the pairs that it will not read."""
+
+    pair_ids: list[str]
+    renderings: list[Rendering]
+    rejected: list[Rejection]
+
+
+def render_batch(batch: Sequence[ContrastivePair], target: Target, recipe: Recipe) -> RenderedBatch:
+    """Render every pair of a batch that can be read; record the others with their reason."""
+    usable, refused = usable_pairs(batch, target, recipe)
+    rejected = [Rejection(pair.pair_id, error.reason, str(error)) for pair, error in refused]
+    pair_ids, renderings = [], []
+    for pair in usable:
+        try:
+            renderings.append(render_in_group(pair, usable, target, recipe))
+            pair_ids.append(pair.pair_id)
+        except PairRejected as error:
+            rejected.append(Rejection(pair.pair_id, error.reason, str(error)))
+    return RenderedBatch(pair_ids, renderings, rejected)
+
+
+def extract_rendered(
+    batch: RenderedBatch, target: Target, layers: Sequence[int], *, batch_tokens: int | None = None
+) -> Differences:
+    """Read a rendered batch: positive minus negative states of each pair at ``layers``.
+
+    ``batch_tokens`` bounds a forward pass; it is halved, not exceeded, when memory runs out.
+    Pairs whose difference is not finite are rejected.
+    """
+    texts = [ids for r in batch.renderings for ids in (r.positive_ids, r.negative_ids)]
+    positions = [at for r in batch.renderings for at in (r.positive_positions, r.negative_positions)]
+    states = read_states(texts, positions, target, layers, batch_tokens=batch_tokens)
+    kept: list[tuple[str, KVCache]] = []
+    rejected = list(batch.rejected)
+    for number, pair_id in enumerate(batch.pair_ids):
+        difference = states[2 * number] - states[2 * number + 1]
+        if difference.is_finite():
+            kept.append((pair_id, difference))
+        else:
+            message = f"{pair_id}: the difference is not finite ({target.dtype} overflowed)"
+            rejected.append(Rejection(pair_id, "not_finite", message))
+    shape = (0, len(layers), *target.shape)
+    keys = torch.stack([d.keys for _, d in kept]) if kept else torch.zeros(shape)
+    values = torch.stack([d.values for _, d in kept]) if kept else torch.zeros(shape)
+    return Differences([pair_id for pair_id, _ in kept], keys, values, rejected)
+
+
+def extract_batch(
+    batch: Sequence[ContrastivePair],
+    target: Target,
+    layers: Sequence[int],
+    recipe: Recipe,
+    *,
+    batch_tokens: int | None = None,
+) -> Differences:
+    """Differences of one batch of pairs (see :func:`extract_rendered`)."""
+    return extract_rendered(render_batch(batch, target, recipe), target, layers, batch_tokens=batch_tokens)
+
+
+@torch.inference_mode()
+def read_states(
+    texts: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    target: Target,
+    layers: Sequence[int],
+    *,
+    batch_tokens: int | None = None,
+) -> list[KVCache]:
+    """The cached states of each text at ``layers``, averaged over its ``positions``.
+
+    ``texts`` are token ids; ``positions[i]`` are sorted indices into ``texts[i]``.
+    """
+    segments = share_prefixes(texts, [at[0] for at in positions])
+    budget = batch_tokens or BATCH_TOKENS[target.device.type]
+    reader = _Reader(positions, target, layers, longest=max(map(len, texts), default=0))
+    with reading(target, last_layer=max(layers)):
+        for row in pack(segments, budget if is_packable(target) else 1):  # of 1: every segment by itself
+            reader.read(row)
+        return reader.fetch()
+
+
+class _Reader:
+    """Reads a batch's segments row by row: what texts share is kept on the way, their states at the end.
+
+    What is read stays on the device until :meth:`fetch`, so that no pass waits for a copy.
+    """
+
+    def __init__(
+        self, positions: Sequence[Sequence[int]], target: Target, layers: Sequence[int], *, longest: int
+    ) -> None:
+        self.positions = positions
+        self.target = target
+        self.layers = list(layers)
+        self.hidden = _hidden(longest, target) if is_packable(target) else None
+        self.shared: SharedStates = {}
+        self.states: dict[int, KVCache] = {}  # by text, on the device
+
+    def read(self, row: Sequence[Segment]) -> None:
+        """Run one forward pass over ``row``; on memory exhaustion, over its halves."""
+        try:
+            self._forward(row)
+            return
+        except torch.OutOfMemoryError:
+            if len(row) == 1:
+                raise
+        torch.cuda.empty_cache()  # only here: while an error is handled, it holds what the pass had made
+        self.read(row[: len(row) // 2])
+        self.read(row[len(row) // 2 :])
+
+    def _forward(self, row: Sequence[Segment]) -> None:
+        columns = self.target.tensor(self._columns(row))
+        cache = ReadingCache(self.layers, row, columns, shared=self.shared, hidden=self.hidden)
+        positions = [position for segment in row for position in range(segment.start, segment.stop)]
+        with suppress(LastLayerRead):
+            self.target.model.base_model(
+                inputs_embeds=self._embedded([token for segment in row for token in segment.ids]),
+                position_ids=self.target.tensor([positions]),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        self._collect(row, cache)
+
+    def _columns(self, row: Sequence[Segment]) -> list[int]:
+        """Where in the row the states stand that are read."""
+        columns, offset = [], 0
+        for segment in row:
+            if segment.text is not None:
+                columns += [offset + position - segment.start for position in self.positions[segment.text]]
+            offset += len(segment.ids)
+        return columns
+
+    def _embedded(self, ids: list[int]) -> Tensor:
+        embedded: Tensor = self.target.model.get_input_embeddings()(self.target.tensor([ids]))  # [1, n_tokens, hidden]
+        return embedded.to(stream_dtype(self.target))
+
+    def _collect(self, row: Sequence[Segment], cache: ReadingCache) -> None:
+        """Turn keys back to position 0 and average each text's positions."""
+        numbers = [segment.text for segment in row if segment.text is not None]
+        if not numbers:
+            return
+        flat = [position for number in numbers for position in self.positions[number]]
+        keys = torch.stack([cache.read[layer][0] for layer in self.layers], dim=1)
+        values = torch.stack([cache.read[layer][1] for layer in self.layers], dim=1)
+        # both [n_reads, n_layers, n_kv_heads, head_dim]
+        keys = self.target.rotation.turn(keys, self.target.tensor(flat), self.layers, back=True)
+        start = 0
+        for number in numbers:
+            stop = start + len(self.positions[number])
+            self.states[number] = KVCache(keys[start:stop].mean(dim=0), values[start:stop].mean(dim=0))
+            start = stop
+
+    def fetch(self) -> list[KVCache]:
+        """The states of all texts in their order, in ordinary memory: one copy each for keys and values."""
+        ordered = [self.states[number] for number in range(len(self.states))]
+        if not ordered:
+            return []
+        keys = torch.stack([states.keys for states in ordered]).cpu()
+        values = torch.stack([states.values for states in ordered]).cpu()
+        return [KVCache(*states) for states in zip(keys, values, strict=True)]
+
+
+def _hidden(longest: int, target: Target) -> Tensor:
+    """What is added to the scores of a text's tokens so that none sees a later one: [longest, longest]."""
+    dtype = target.model.dtype
+    return torch.full((longest, longest), torch.finfo(dtype).min, dtype=dtype, device=target.device).triu_(1)
+
+
+def describe_extraction(target: Target, recipe: Recipe, layers: Sequence[int]) -> dict[str, Any]:
+    """The ``extraction_config`` of a vector: all that decides its numbers beside the pairs."""
+    return {
+        "recipe": recipe.name,
+        "n_shots": recipe.n_shots if recipe.name == "fewshot" else None,
+        "n_tokens": recipe.n_tokens if recipe.name == "response_mean" else None,
+        "target_layers": list(layers),
+        "max_sequence_length": recipe.max_sequence_length,
+        "dtype": target.dtype,
+        "keys": "rotated to position 0" if target.rotation.embedding is not None else "as cached",
+        "neutral_token_id": target.neutral_id,
+        "chat_template_sha256": target.template_sha256,
+        "model_revision": target.revision,
+    }

@@ -1,0 +1,42 @@
+"""Files and hashes: written whole or not at all, named by their content. Stands on nothing of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    raw = content.encode() if isinstance(content, str) else content
+    try:
+        temporary.write_bytes(raw)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(content: str | bytes) -> str:
+    """The SHA-256 of text or bytes, in hexadecimal."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def shipped_file(folder: str, name: str) -> Path:
+    """A file of ``datasets/`` or ``questions/`` as it came with the factory.
+
+    A wheel holds both folders inside the package; a checkout has them beside it.
+    """
+    package = Path(__file__).parent
+    inside = package / "data" / folder / name
+    return inside if inside.exists() else package.parent / folder / name
+
+
+def hash_of(content: Any) -> str:
+    """The SHA-256 of JSON content in its canonical form: equal content, equal hash."""
+    return sha256_of(json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False))

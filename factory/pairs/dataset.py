@@ -1,0 +1,95 @@
+"""Dataset files of pairs, and files of questions: read, checked and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from factory.errors import ConfigError, DatasetError
+from factory.pairs.pair import ContrastivePair
+
+
+def load_dataset(path: str | Path) -> tuple[dict[str, Any], list[ContrastivePair]]:
+    """Read a dataset's metadata and pairs.
+
+    Raises:
+        DatasetError: missing file; a line that is not JSON, lacks a field or repeats a pair (named
+            by file and line); no pairs.
+    """
+    path = Path(path)
+    try:
+        # Not splitlines: JSON leaves line separators such as U+2028 unescaped inside a text.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise DatasetError(f"dataset {str(path)!r} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"dataset {str(path)!r} cannot be read: {error}") from None
+    metadata: dict[str, Any] = {}
+    pairs: dict[str, ContrastivePair] = {}
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        line = _parse_line(text, where=f"{path}, line {number}")
+        if line.get("type") == "metadata":
+            metadata = line
+            continue
+        try:
+            pair = ContrastivePair.from_json(line)
+        except ValueError as error:
+            raise DatasetError(f"{path}, line {number}: {error}") from None
+        if pair.pair_id in pairs:
+            raise DatasetError(f"{path}, line {number}: pair_id {pair.pair_id!r} appears twice")
+        pairs[pair.pair_id] = pair
+    if not pairs:
+        raise DatasetError(f"dataset {str(path)!r} holds no pairs")
+    return metadata, list(pairs.values())
+
+
+def _parse_line(text: str, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{where}: not JSON ({error.msg})") from None
+    if not isinstance(line, dict):
+        raise DatasetError(f"{where}: expected a JSON object, found {type(line).__name__}")
+    return line
+
+
+def load_pairs(path: str | Path) -> list[ContrastivePair]:
+    """Read a dataset's pairs, in the order of the file.
+
+    Raises:
+        DatasetError: see :func:`load_dataset`.
+    """
+    return load_dataset(path)[1]
+
+
+def format_dataset(pairs: Iterable[ContrastivePair], metadata: dict[str, Any]) -> str:
+    """The text of a dataset file: the metadata line, then one line a pair."""
+    pairs = list(pairs)
+    head = {"type": "metadata", **metadata, "total_pairs": len(pairs)}
+    lines = [head, *(pair.to_json() for pair in pairs)]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def load_questions(path: str | Path) -> list[str]:
+    """Read a question file: one a line, ``#`` starts a comment, repeats are dropped.
+
+    Raises:
+        ConfigError: missing or unreadable file, or no question in it.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"question file {str(path)!r} cannot be read: {error}") from None
+    questions = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not questions:
+        raise ConfigError(f"question file {str(path)!r} holds no question: write one a line")
+    return list(dict.fromkeys(questions))
+
+
+def dataset_path(output: Path, style: str) -> Path:
+    """Where a style's dataset lies under the output folder."""
+    return output / "datasets" / f"{style}_pairs.jsonl"

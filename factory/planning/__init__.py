@@ -1,0 +1,1 @@
+"""Before a run starts: what it will do, what it will cost, and what is refused."""

@@ -1,0 +1,254 @@
+"""Planning a run: from settings to a frozen specification and its batches, before anything starts.
+
+Reads styles, questions and datasets, and refuses what cannot work. This module contacts neither
+the teacher nor the broker, and loads no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from factory.config import Settings, model_queue
+from factory.errors import ConfigError
+from factory.files import shipped_file
+from factory.log import log
+from factory.pairs.dataset import dataset_path, load_dataset, load_questions
+from factory.pairs.pair import ContrastivePair, cut_batches, number_batches
+from factory.pairs.repeats import SAME_QUESTION, find_repeats
+from factory.pairs.styles import Style, load_style
+from factory.planning.specify import plan_evaluation, plan_extraction, plan_teacher
+from factory.run.spec import BatchSpec, RunSpec, StyleRun, new_run_id
+from factory.store import Store
+from factory.target.download import count_layers
+from factory.target.layers import check_layers
+from factory.teacher.client import OPENAI_KEY, find_key
+from factory.teacher.judge import judge_spec
+from factory.teacher.spec import TeacherSpec
+from factory.teacher.spending import require_price
+
+BUILT_IN_QUESTIONS = "default.txt"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start: its specification and the batches of each style.
+
+    ``repeated``: questions that are not asked, each with the one that it nearly repeats.
+    """
+
+    spec: RunSpec
+    batches: dict[str, list[BatchSpec]]
+    repeated: dict[str, str]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any pair is still to be written."""
+        return any(part.from_teacher for part in self.spec.styles)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person must know before the run starts."""
+        if not self.needs_teacher:
+            return []
+        asked, resolved = self.spec.teacher.requested_model, self.spec.teacher.model
+        retired = (
+            f"teacher_model {asked!r} is retired at OpenAI: {resolved!r} takes its place (strict_model forbids it)"
+        )
+        return [*([retired] if asked != resolved else []), *describe_repeats(self.repeated)]
+
+
+def describe_repeats(repeated: dict[str, str]) -> list[str]:
+    """Questions that are not asked because they nearly repeat others, in one line; none without any."""
+    if not repeated:
+        return []
+    question, earlier = next(iter(repeated.items()))
+    more = ", ..." if len(repeated) > 1 else ""
+    return [
+        f"questions that nearly repeat others are not asked, {len(repeated)} here: {question!r} after {earlier!r}{more}"
+    ]
+
+
+@dataclass(frozen=True)
+class StyleRequest:
+    """One style that is asked for: with its own questions, or those of the run."""
+
+    style: Style
+    questions: tuple[str, ...]
+    own_questions: bool
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a style is made from: pairs that exist, and questions that are still to be answered.
+
+    ``repeated``: questions that are not, each with the one that it nearly repeats.
+    """
+
+    metadata: dict[str, object]
+    pairs: list[ContrastivePair]
+    missing: list[str]
+    repeated: dict[str, str]
+
+
+def plan_run(
+    settings: Settings,
+    store: Store,
+    output: Path,
+    *,
+    limit: int | None = None,
+    questions: dict[str, list[str]] | None = None,
+) -> Plan:
+    """Freeze what a run will do. Pairs that exist are put into the store here.
+
+    ``questions`` gives single styles their own; ``limit`` bounds the pairs a style.
+
+    Raises:
+        ConfigError: unknown style, no questions, a damaged dataset, or a style that has neither
+            a dataset nor a key to write one.
+    """
+    check_layers(settings.extraction_config.target_layers, count_layers(settings.target_model))
+    requests = [_request(settings, name, limit, (questions or {}).get(name)) for name in settings.styles]
+    choices = [_choose(settings, request, output) for request in requests]  # refuses before anything is written
+    teacher = plan_teacher(settings)
+    for request, choice in zip(requests, choices, strict=True):
+        if choice.missing:
+            _require_key(settings, request.style.name)
+            require_price(teacher, settings.max_cost_usd)
+    evaluation = plan_evaluation(settings) if settings.output_config.generate_analysis_reports else None
+    if evaluation and evaluation.judge_model:
+        _require_judge(settings, judge_spec(teacher, evaluation.judge_model))
+    parts: list[StyleRun] = []
+    batches: dict[str, list[BatchSpec]] = {}
+    for request, choice in zip(requests, choices, strict=True):
+        specs = _batch_specs(choice.pairs, choice.missing, store, settings)
+        batches[request.style.name] = specs
+        parts.append(
+            StyleRun(
+                style=request.style,
+                n_pairs=sum(spec.n_pairs for spec in specs),
+                n_batches=len(specs),
+                from_teacher=bool(choice.missing),
+                dataset_metadata=choice.metadata,
+            )
+        )
+    spec = RunSpec(
+        run_id=new_run_id(),
+        styles=tuple(parts),
+        extraction=plan_extraction(settings),
+        teacher=teacher,
+        evaluation=evaluation,
+        max_failed_fraction=settings.max_failed_fraction,
+        min_pairs=settings.min_pairs,
+        max_cost_usd=settings.max_cost_usd,
+        keep_differences=settings.output_config.save_intermediate_files,
+        gpu_queue=model_queue(settings.target_model) if settings.gpu_queue == "model" else "gpu",
+    )
+    return Plan(spec, batches, merge_repeats(choices))
+
+
+def merge_repeats(choices: Sequence[Choice]) -> dict[str, str]:
+    """The repeated questions of all styles: most often they are the same."""
+    return {question: earlier for choice in choices for question, earlier in choice.repeated.items()}
+
+
+def plan_pairs(settings: Settings, output: Path, *, limit: int | None = None) -> list[tuple[Style, Choice]]:
+    """For each style the pairs that exist already, and the questions that the teacher would be asked.
+
+    Raises:
+        ConfigError: unknown style, no questions, or a damaged dataset.
+    """
+    requests = [_request(settings, name, limit, None) for name in settings.styles]
+    return [(request.style, _choose(settings, request, output)) for request in requests]
+
+
+def _request(settings: Settings, name: str, limit: int | None, own: list[str] | None) -> StyleRequest:
+    style = load_style(name, settings.styles_dir)
+    return StyleRequest(
+        style=style,
+        questions=tuple(own or run_questions(settings)),
+        own_questions=bool(own or settings.custom_questions_file),
+        limit=limit,
+    )
+
+
+def run_questions(settings: Settings) -> list[str]:
+    """The questions that pairs are written from: the file's, then the additional ones."""
+    file = settings.custom_questions_file or shipped_file("questions", BUILT_IN_QUESTIONS)
+    return list(dict.fromkeys([*load_questions(file), *settings.additional_questions]))
+
+
+def _existing_pairs(
+    settings: Settings, request: StyleRequest, output: Path
+) -> tuple[dict[str, object], list[ContrastivePair]]:
+    """The style's dataset: the one in the output folder, else the one that comes with the factory."""
+    if settings.regenerate_datasets:
+        return {}, []
+    name = request.style.name
+    own = dataset_path(output, name)
+    shipped = shipped_file("datasets", own.name)
+    candidates = [own] if request.own_questions else [own, shipped]
+    for path in candidates:
+        if path.is_file():
+            metadata, pairs = load_dataset(path)
+            log.info("style %s: using the dataset %s", name, path)
+            return metadata, pairs
+    return {}, []
+
+
+def _choose(settings: Settings, request: StyleRequest, output: Path) -> Choice:
+    """Which pairs of a dataset are used, and which questions are still to be answered."""
+    metadata, pairs = _existing_pairs(settings, request, output)
+    chosen = list(pairs[: request.limit])
+    if pairs and not settings.extend:
+        return Choice(metadata, chosen, [], {})
+    answered = dict.fromkeys(pair.question for pair in pairs)
+    missing = [question for question in request.questions if question not in answered]
+    repeated = _repeated_questions((*answered, *missing), len(answered))
+    room = None if request.limit is None else max(0, request.limit - len(chosen))
+    return Choice(metadata, chosen, [question for question in missing if question not in repeated][:room], repeated)
+
+
+@lru_cache(maxsize=8)  # most often all styles have the same questions
+def _repeated_questions(questions: tuple[str, ...], n_answered: int) -> dict[str, str]:
+    """Questions that nearly repeat earlier ones; the first ``n_answered`` have their pairs and stay."""
+    repeats = find_repeats(questions, SAME_QUESTION, numbers_tell=True)
+    return {questions[at]: questions[twin] for at, twin in repeats.items() if at >= n_answered}
+
+
+def _batch_specs(
+    pairs: Sequence[ContrastivePair], questions: Sequence[str], store: Store, settings: Settings
+) -> list[BatchSpec]:
+    size = settings.extraction_config.batch_size
+    specs: list[BatchSpec] = []
+    for batch in cut_batches(pairs, size):
+        numbered = number_batches(batch, len(batch), start=len(specs))
+        key = store.put_json("pairs", {"pairs": [pair.to_json() for pair in numbered], "rejected": []})
+        specs.append(BatchSpec(number=len(specs), pairs_key=key, n_pairs=len(batch)))
+    for start in range(0, len(questions), size):
+        part = tuple(questions[start : start + size])
+        specs.append(BatchSpec(number=len(specs), questions=part, n_pairs=len(part)))
+    return specs
+
+
+def _require_key(settings: Settings, style: str) -> None:
+    if find_key(settings.base_url, settings.api_key_env) is None:
+        variable = settings.api_key_env or OPENAI_KEY
+        raise ConfigError(
+            f"style {style!r} has no dataset, and there is no API key to write one. Either set {variable} (or "
+            f"--api-key, or base_url for a server of your own), or put {style}_pairs.jsonl into the datasets folder"
+        )
+
+
+def _require_judge(settings: Settings, judge: TeacherSpec) -> None:
+    """Refuse an evaluation by a judge whom this machine could not ask, or whose price nobody knows."""
+    if find_key(settings.base_url, settings.api_key_env) is None:
+        variable = settings.api_key_env or OPENAI_KEY
+        raise ConfigError(
+            f"evaluation.judge_model is {judge.model!r}, and there is no API key to ask it: set {variable} (or "
+            "--api-key, or base_url for a server of your own), or remove evaluation.judge_model"
+        )
+    require_price(judge, settings.max_cost_usd)

@@ -1,0 +1,93 @@
+"""From settings to specifications: what of a configuration is frozen with a run."""
+
+from __future__ import annotations
+
+from factory.config import Settings
+from factory.errors import ConfigError
+from factory.evaluation.spec import EvaluationSpec
+from factory.extraction.spec import ExtractionSpec
+from factory.files import shipped_file
+from factory.pairs.dataset import load_questions
+from factory.teacher.spec import TeacherSpec
+
+HELD_OUT_QUESTIONS = "heldout.txt"
+
+
+def plan_extraction(settings: Settings) -> ExtractionSpec:
+    """What the target model will read of a pair, and which states are taken."""
+    from_file = settings.extraction_config.model_dump(exclude={"batch_size"})
+    return ExtractionSpec(
+        target_model=settings.target_model, dtype=settings.dtype, quantize=settings.quantize, **from_file
+    )
+
+
+def plan_teacher(settings: Settings) -> TeacherSpec:
+    """Who will write the pairs, and how they will be asked.
+
+    Raises:
+        ConfigError: the model is retired and ``strict_model`` is set.
+    """
+    return TeacherSpec(
+        model=resolve_model(settings),
+        requested_model=settings.teacher_model,
+        base_url=settings.base_url,
+        temperature=settings.temperature,
+        max_response_tokens=settings.max_response_tokens,
+        reasoning_effort=settings.reasoning_effort,
+        judge_model=resolve_judge(settings, "judge_model", settings.judge_model),
+        seed=settings.seed,
+        pricing=settings.pricing.model_dump() if settings.pricing else None,
+        calls_per_minute=settings.calls_per_minute,
+        tokens_per_minute=settings.tokens_per_minute,
+    )
+
+
+def resolve_model(settings: Settings) -> str:
+    """The teacher model that will answer: a retired OpenAI model's successor, else what was asked for.
+
+    Raises:
+        ConfigError: the model is retired and ``strict_model`` is set.
+    """
+    return _resolve(settings, "teacher_model", settings.teacher_model)
+
+
+def resolve_judge(settings: Settings, key: str, asked: str | None) -> str | None:
+    """The same for a judge, asked for by ``key``; None without one."""
+    return None if asked is None else _resolve(settings, key, asked)
+
+
+def _resolve(settings: Settings, key: str, asked: str) -> str:
+    successor = settings.retired_models.get(asked) if settings.base_url is None else None
+    if successor is None:
+        return asked
+    if settings.strict_model:
+        raise ConfigError(f"{key} {asked!r} is retired at OpenAI, and strict_model is set: use {successor!r}")
+    return successor
+
+
+def plan_evaluation(settings: Settings) -> EvaluationSpec:
+    """Freeze how vectors are evaluated: which held-out questions choose a setting, and which measure it.
+
+    Raises:
+        ConfigError: the question file is missing or holds fewer than three questions.
+    """
+    wanted = settings.evaluation
+    source = wanted.questions_file or shipped_file("questions", HELD_OUT_QUESTIONS)
+    questions = load_questions(source)
+    if len(questions) < 3:
+        raise ConfigError(f"question file {str(source)!r} holds {len(questions)} questions; evaluation needs 3 or more")
+    n_choice = min(wanted.choice_limit, len(questions) // 3)
+    choice = tuple(questions[-n_choice:])
+    return EvaluationSpec(
+        questions=tuple(questions[:-n_choice][: wanted.limit]),
+        choice_questions=choice,
+        probe_questions=choice[: wanted.probe_limit],
+        cells=wanted.cells,
+        max_loops=wanted.max_loops,
+        key_strengths=tuple(wanted.key_strengths),
+        strengths=tuple(wanted.strengths),
+        positions=tuple(wanted.positions),
+        layer_sets=tuple(wanted.layer_sets),
+        max_new_tokens=wanted.max_new_tokens,
+        judge_model=resolve_judge(settings, "evaluation.judge_model", wanted.judge_model),
+    )

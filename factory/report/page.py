@@ -1,0 +1,255 @@
+"""The report of a run: one HTML page with pictures, that needs no network.
+
+Everything is read from the store: the ledger, the vectors with their evaluation, the answers and
+the pairs. The page is ``factory/data/report.html.j2``; its figures come from figures.py.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import zip_longest
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from factory.evaluation.cell import Setting
+from factory.extras import DISTRIBUTION
+from factory.pairs.fluency import distinct_ngrams, is_looping
+from factory.pairs.pair import ContrastivePair
+from factory.pairs.styles import Style
+from factory.report import figures
+from factory.report.timing import done_parts_of, time_phases, time_workers
+from factory.run.artifacts import batch_of
+from factory.run.ledger import Ledger, StyleProgress, done_parts
+from factory.vector.statistics import ENOUGH
+from factory.vector.vector import SteeringVector
+
+REPORT_FILE = "report.html"
+MOST_PAIRS = 300  # a style; a page with more is slow to open
+COMPARED = ("unsteered", "prompted", "steered")
+ENOUGH_HALVES = ENOUGH / (2 - ENOUGH)  # the split-half cosine at which the whole's reliability is ENOUGH
+
+
+@dataclass(frozen=True)
+class StyleSection:
+    """What the page says about one style."""
+
+    style: Style
+    progress: StyleProgress
+    vector: SteeringVector | None
+    evaluation: dict[str, Any] | None
+    figures: dict[str, Markup]
+    answers: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    rejected: list[dict[str, str]]
+    provenance: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in a few words."""
+        if self.vector is None:
+            return "no vector"
+        return self.evaluation["verdict"] if self.evaluation else "not evaluated"
+
+    @property
+    def setting(self) -> str:
+        """How the evaluation adds the vector, in a few words."""
+        return Setting(**self.evaluation["setting"]).describe() if self.evaluation else ""
+
+    @property
+    def quality(self) -> dict[str, Any]:
+        """The vector's figures of quality."""
+        return self.vector.metadata.get("quality", {}) if self.vector else {}
+
+
+def write_report(ledger: Ledger) -> str:
+    """Write a run's report into its folder of the store; returns where it lies.
+
+    Raises:
+        StoreError: an artifact is damaged or gone.
+    """
+    key = f"{ledger.run_id}/{REPORT_FILE}"
+    ledger.store.write(key, render_report(ledger).encode())
+    return ledger.store.path(key)
+
+
+def render_report(ledger: Ledger) -> str:
+    """The report's HTML."""
+    sections = [_section(ledger, part.style) for part in ledger.spec.styles]
+    parts = done_parts_of(ledger)
+    environment = Environment(
+        loader=PackageLoader("factory", "data"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
+        run=ledger.run_id,
+        spec=ledger.spec,
+        sections=sections,
+        matrices=_matrices(ledger, sections),
+        phases=time_phases(parts),
+        workers=time_workers(parts),
+        versions=_versions(),
+    )
+
+
+def _section(ledger: Ledger, style: Style) -> StyleSection:
+    content = ledger.store.read(ledger.vector_key(style.name))
+    vector = SteeringVector.from_bytes(content, source=f"{style.name}.pt") if content else None
+    evaluation = vector.metadata.get("evaluation") if vector else None
+    return StyleSection(
+        style=style,
+        progress=ledger.progress(style.name),
+        vector=vector,
+        evaluation=evaluation,
+        figures=_figures(style.name, vector, evaluation) if vector else {},
+        answers=side_by_side(ledger, style) if evaluation else [],
+        pairs=_pairs(ledger, style, vector),
+        rejected=_rejected(ledger, style, vector),
+        provenance=_provenance(vector) if vector else {},
+    )
+
+
+def _figures(style: str, vector: SteeringVector, evaluation: dict[str, Any] | None) -> dict[str, Markup]:
+    quality = vector.metadata.get("quality", {})
+    norms = vector.value_vector.norm(dim=2).tolist()  # [n_layers][n_kv_heads]
+    chosen = evaluation["layers"] if evaluation else []
+    made = {"layers": figures.layers_figure(f"{style}-layers", norms, vector.layer_indices, chosen)}
+    if quality.get("convergence"):
+        made["convergence"] = figures.convergence_figure(f"{style}-convergence", quality["convergence"], ENOUGH_HALVES)
+    if quality.get("pair_cosine_bins"):
+        made["agreement"] = figures.agreement_figure(f"{style}-agreement", quality["pair_cosine_bins"])
+    if evaluation:
+        made["sweep"] = figures.sweep_figure(f"{style}-sweep", evaluation)
+        made["compared"] = figures.compared_figure(f"{style}-compared", evaluation["measured"])
+        made["gate"] = figures.gate_figure(f"{style}-gate", evaluation["gate"])
+    return {name: Markup(svg) for name, svg in made.items()}  # figures.py escapes
+
+
+def side_by_side(ledger: Ledger, style: Style) -> list[dict[str, Any]]:
+    """Held-out questions with the unsteered, the prompted and the steered answer."""
+    done = done_parts(ledger, style.name)
+    spec = ledger.spec.evaluation
+    if spec is None or any(part not in done for part in COMPARED):
+        return []
+    answers = {part: ledger.store.read_json(done[part]["answers"]) or [] for part in COMPARED}
+    rows = zip_longest(spec.questions, *answers.values(), fillvalue="")
+    return [
+        {
+            "question": question,
+            "answers": {part: _answer(text, style) for part, text in zip(COMPARED, texts, strict=True)},
+        }
+        for question, *texts in rows
+    ]
+
+
+def _answer(text: str, style: Style) -> dict[str, Any]:
+    return {"text": text, "marked": highlight(text, style), "markers": style.count_markers(text)}
+
+
+def highlight(text: str, style: Style) -> Markup:
+    """``text`` as HTML with the style's markers in ``<mark>``."""
+    flags = re.IGNORECASE | re.MULTILINE
+    spans = sorted(match.span() for marker in style.markers for match in re.finditer(marker, text, flags))
+    parts, at = [], 0
+    for start, end in spans:
+        if start < at or start == end:
+            continue
+        parts += [escape(text[at:start]), Markup("<mark>{}</mark>").format(text[start:end])]
+        at = end
+    return Markup("").join([*parts, escape(text[at:])])
+
+
+def _pairs(ledger: Ledger, style: Style, vector: SteeringVector | None) -> list[dict[str, Any]]:
+    """The dataset for browsing: the outliers first, then in order."""
+    quality = vector.metadata.get("quality", {}) if vector else {}
+    outliers = {entry["pair_id"]: entry["cosine"] for entry in quality.get("outliers", [])}
+    shown: list[dict[str, Any]] = []
+    for batch in ledger.batches(style.name):
+        if batch.pairs_key or ledger.entry(style.name, "written", batch.number):
+            shown += [_pair(pair, style, outliers) for pair in batch_of(ledger, style.name, batch.number)[0]]
+    return sorted(shown, key=lambda pair: pair["cosine"] if pair["cosine"] is not None else 2)[:MOST_PAIRS]
+
+
+def _rejected(ledger: Ledger, style: Style, vector: SteeringVector | None) -> list[dict[str, str]]:
+    """Pairs that the gates or the extraction refused, with the reason."""
+    found = [dict(failure) for failure in (vector.metadata.get("failures", []) if vector else [])]
+    for batch in ledger.batches(style.name):
+        if batch.pairs_key or ledger.entry(style.name, "written", batch.number):
+            for line in batch_of(ledger, style.name, batch.number)[1]:
+                found.append({"pair_id": str(line.get("question", "")), "reason": str(line.get("reason", ""))})
+    return found
+
+
+def _pair(pair: ContrastivePair, style: Style, outliers: Mapping[str, float]) -> dict[str, Any]:
+    checks = pair.extra.get("checks")
+    return {
+        "id": pair.pair_id,
+        "question": pair.question,
+        "positive": highlight(pair.positive_response, style),
+        "negative": highlight(pair.negative_response, style),
+        "markers": [style.count_markers(pair.positive_response), style.count_markers(pair.negative_response)],
+        "words": [len(pair.positive_response.split()), len(pair.negative_response.split())],
+        "cosine": outliers.get(pair.pair_id),
+        "checks": checks if isinstance(checks, dict) else {},
+    }
+
+
+def _provenance(vector: SteeringVector) -> dict[str, Any]:
+    known, how = vector.metadata, vector.extraction_config
+    found = {
+        "model": vector.model_name,
+        "model revision": how.get("model_revision"),
+        "numbers": how.get("dtype"),
+        "recipe": how.get("recipe"),
+        "examples (n_shots)": how.get("n_shots"),
+        "layers extracted": f"{vector.layer_indices[0]} to {vector.layer_indices[-1]} ({len(vector.layer_indices)})",
+        "keys": how.get("keys"),
+        "chat template": str(how.get("chat_template_sha256"))[:16],
+        "teacher": known.get("teacher_model"),
+        "dataset SHA-256": str(known.get("dataset_sha256"))[:16],
+        "factory": known.get("factory_version"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _matrices(ledger: Ledger, sections: Sequence[StyleSection]) -> dict[str, Markup]:
+    """Each vector on every style's markers, and the cosines between vectors."""
+    made: dict[str, str] = {}
+    vectors = [section.vector for section in sections if section.vector]
+    if len(vectors) > 1:
+        names = [vector.style_name for vector in vectors]
+        cosines = [[first.cosine(second) for second in vectors] for first in vectors]
+        title = "Cosines between the vectors"
+        made["cosines"] = figures.matrix_figure("matrix-cosines", title, names, names, cosines)
+    evaluated = [section for section in sections if section.answers]
+    if len(evaluated) > 1:
+        rows = {
+            section.style.name: [row["answers"]["steered"]["text"] for row in section.answers] for section in evaluated
+        }
+        rows["unsteered"] = [row["answers"]["unsteered"]["text"] for row in evaluated[0].answers]
+        styles = [section.style for section in evaluated]
+        shares = [[sum(map(style.is_shown_in, texts)) / len(texts) for style in styles] for texts in rows.values()]
+        title = "Share of answers that show each style's markers"
+        names = [style.name for style in styles]
+        made["specificity"] = figures.matrix_figure("matrix-specificity", title, list(rows), names, shares)
+    return {name: Markup(svg) for name, svg in made.items()}  # figures.py escapes
+
+
+def _versions() -> dict[str, str]:
+    names = (DISTRIBUTION, "torch", "transformers", "celery", "safetensors")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def examples(ledger: Ledger, style: Style, count: int = 3) -> list[dict[str, Any]]:
+    """Held-out questions that show a vector at its best: in the style only when steered, and fluent."""
+
+    def worth(row: dict[str, Any]) -> tuple[bool, bool, float]:
+        steered, unsteered = row["answers"]["steered"]["text"], row["answers"]["unsteered"]["text"]
+        fluent = style.is_shown_in(steered) and not is_looping(steered)
+        return fluent, not style.is_shown_in(unsteered), distinct_ngrams(steered)
+
+    return sorted(side_by_side(ledger, style), key=worth, reverse=True)[:count]

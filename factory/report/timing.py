@@ -1,0 +1,79 @@
+"""Timing of a run: when each phase's parts were done, and by which worker.
+
+Told from what the ledger wrote down, by the clocks of the workers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from factory.run.ledger import Ledger, Step
+
+PHASES: dict[Step, str] = {
+    "written": "written by the teacher",
+    "extracted": "extracted",
+    "reduced": "averaged",
+    "evaluated": "evaluated",
+}
+
+
+@dataclass(frozen=True)
+class DonePart:
+    """A part that is done: ``at`` is in seconds from the run's start."""
+
+    style: str
+    phase: str
+    worker: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """Some parts together: how many, and when the first and the last was done, in seconds from the run's start."""
+
+    who: str
+    phase: str
+    n: int
+    first: float
+    last: float
+
+
+def done_parts_of(ledger: Ledger) -> list[DonePart]:
+    """Every part of the run that was written down with its time."""
+    begun = ledger.begun_at()
+    parts = []
+    for style in (part.style.name for part in ledger.spec.styles):
+        for name in ledger.store.names(f"{ledger.run_id}/{style}"):
+            parts += [
+                DonePart(style, words, done["worker"], done["at"] - begun)
+                for step, words in PHASES.items()
+                if (match := re.fullmatch(rf"{step}-(\d+)\.json", name))
+                and (done := ledger.done_by(style, step, int(match[1])))
+            ]
+    return parts
+
+
+def time_phases(parts: Sequence[DonePart]) -> list[Span]:
+    """When each phase of each style was done."""
+    return _spans(parts, lambda part: part.style)
+
+
+def time_workers(parts: Sequence[DonePart]) -> list[Span]:
+    """When each worker was at each phase, of all styles."""
+    return _spans(parts, lambda part: part.worker)
+
+
+def _spans(parts: Sequence[DonePart], who: Callable[[DonePart], str]) -> list[Span]:
+    order = list(PHASES.values())
+
+    def key(part: DonePart) -> tuple[str, int]:
+        return who(part), order.index(part.phase)
+
+    spans = []
+    for (name, phase), members in groupby(sorted(parts, key=key), key=key):
+        times = [part.at for part in members]
+        spans.append(Span(name, order[phase], len(times), min(times), max(times)))
+    return spans

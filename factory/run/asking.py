@@ -1,0 +1,88 @@
+"""What all workers share about a run's teacher: its limits, its money, and its pause.
+
+Counted in the broker's Redis; what a person must know stands in the run's ledger. This module
+knows Redis, not the queue.
+"""
+
+from __future__ import annotations
+
+from factory.config import Settings
+from factory.counters import open_counters
+from factory.errors import TeacherRefused
+from factory.run.ledger import Ledger
+from factory.teacher.client import ON_THE_WAY, Cluster, Payer, Teacher, check_model, open_client
+from factory.teacher.judge import judge_spec
+from factory.teacher.limits import CLAIM, Limits, Outcomes
+from factory.teacher.spec import TeacherSpec
+from factory.teacher.spending import Meter, Purse
+from factory.teacher.writing import draw_bill
+
+
+def open_teacher(ledger: Ledger, payer: Payer, settings: Settings, broker_url: str) -> Teacher:
+    """The teacher of a run, with this process's key and what the cluster shares.
+
+    Raises:
+        TeacherRefused: no key, no such model at OpenAI, or a budget that cannot be counted here.
+    """
+    return _open(ledger.spec.teacher, ledger, payer, settings, broker_url)
+
+
+def open_judge(ledger: Ledger, payer: Payer, settings: Settings, broker_url: str, model: str) -> Teacher:
+    """The judge of a run's evaluation, at the teacher's endpoint, within the same limits and budget.
+
+    Raises:
+        TeacherRefused: as for :func:`open_teacher`.
+    """
+    return _open(judge_spec(ledger.spec.teacher, model), ledger, payer, settings, broker_url)
+
+
+def _open(spec: TeacherSpec, ledger: Ledger, payer: Payer, settings: Settings, broker_url: str) -> Teacher:
+    client = open_client(spec, settings.api_key_env, settings.answer_timeout)
+    if spec.base_url is None:
+        for model in filter(None, (spec.model, spec.judge_model)):
+            check_model(client, model)
+    return Teacher(spec, client, ledger.store, payer, open_cluster(ledger, settings, broker_url))
+
+
+def open_cluster(ledger: Ledger, settings: Settings, broker_url: str) -> Cluster | None:
+    """What is shared, or None where the broker is no Redis and each worker is alone.
+
+    Raises:
+        TeacherRefused: the run has a budget, and nobody to count it.
+    """
+    counters, cap = open_counters(broker_url), ledger.max_cost_usd
+    if counters is None:
+        if cap is not None:
+            raise TeacherRefused("max_cost_usd needs Redis or Valkey as the broker: it counts the money", "budget")
+        return None
+    spec = ledger.spec.teacher
+    limits = Limits(
+        counters,
+        f"{spec.base_url or 'openai'} {spec.model}",
+        tighter(spec.calls_per_minute, settings.own_calls_per_minute),
+        tighter(spec.tokens_per_minute, settings.tokens_per_minute),
+    )
+    silent = settings.answer_timeout + CLAIM + ON_THE_WAY
+    purse = None if cap is None else Purse(counters, ledger.run_id, cap, lambda: spent_usd(ledger), silent)
+    return Cluster(limits, Outcomes(counters, ledger.run_id), Meter(counters, ledger.run_id), purse)
+
+
+def tighter(of_run: float | None, of_machine: float | None) -> float | None:
+    """The lower of what a run and a worker's own settings allow a minute; None: no limit."""
+    return min((limit for limit in (of_run, of_machine) if limit is not None), default=None)
+
+
+def spent_usd(ledger: Ledger) -> float:
+    """What a run has spent, from the replies in the store: also in batches that are not finished."""
+    spec, total = ledger.spec, 0.0
+    for part in spec.styles:
+        style = part.style.name
+        total += sum(entry.get("cost_usd", 0.0) for entry in ledger.judged(style))
+        for batch in ledger.batches(style):
+            entry = ledger.entry(style, "written", batch.number)
+            if entry is not None:
+                total += entry.get("cost_usd", 0.0)
+            elif batch.questions:
+                payer = Payer(ledger.run_id, style, batch.number)
+                total += draw_bill(ledger.store, spec.teacher, part.style, batch.questions, payer).spent_usd
+    return total

@@ -1,0 +1,138 @@
+"""What a run leaves under the output folder: datasets, vectors, and the assets of the agent SAM.
+
+File formats: docs/format.md and docs/sam.md. This module reads finished styles from the store.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factory.config import OutputSettings
+from factory.errors import StoreError
+from factory.files import write_atomically
+from factory.pairs.dataset import dataset_path
+from factory.pairs.styles import Style
+from factory.run.ledger import Ledger
+
+INTERMEDIATE = "intermediate"  # folder under the output folder for the differences of single pairs
+
+if TYPE_CHECKING:  # 'svf enqueue' imports this module's neighbours on machines without torch
+    from factory.vector.vector import SteeringVector
+
+
+def vector_path(output: Path, style: str) -> Path:
+    """Where a style's ``.pt`` lies under the output folder."""
+    return output / "steering_vectors" / f"{style}.pt"
+
+
+def run_path(vector: Path) -> Path:
+    """Where the facts of a vector's run lie that differ from run to run, and so are not in the vector."""
+    return vector.with_name(f"{vector.stem}_run.json")
+
+
+def _about_run(ledger: Ledger, style: str) -> dict[str, Any]:
+    progress = ledger.progress(style)
+    entries = [ledger.entry(style, "extracted", batch.number) or {} for batch in ledger.batches(style)]
+    return {
+        "seconds_of_reading": round(sum(entry.get("seconds") or 0.0 for entry in entries), 3),
+        "run": ledger.run_id,
+        "peak_memory_mib": progress.peak_memory_mib,
+        "spent_usd": progress.spent_usd,
+        "failed": progress.reasons,
+    }
+
+
+def sam_template(style: Style, vector: SteeringVector) -> dict[str, Any]:
+    """What SAM's prompt steerer reads about a style, with what is known of its vector."""
+    known = vector.metadata
+    return {
+        "style_name": style.name,
+        "description": style.description,
+        "system_instruction": style.instruction(),
+        "reasoning_pattern": style.reasoning_pattern,
+        "strength_modulation": style.strength_modulation.model_dump(),
+        "example_phrases": list(style.example_phrases),
+        "cognitive_markers": list(style.cognitive_markers),
+        "metadata": {
+            "model_name": vector.model_name,
+            "layers": vector.layer_indices,
+            "pairs_used": known.get("pairs_used"),
+            "split_half_cosine": known.get("quality", {}).get("split_half_cosine"),
+            "recommended_strength": known.get("recommended_strength"),
+            "recommended_layers": known.get("recommended_layers"),
+            "recommended_positions": known.get("recommended_positions"),
+            "effectiveness_score": known.get("effect"),
+            "effectiveness_interval": known.get("interval"),
+            "verdict": known.get("verdict"),
+            "factory_version": known.get("factory_version"),
+        },
+    }
+
+
+def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSettings) -> Path:
+    """Write a finished style's dataset, vector files and SAM assets; returns the ``.pt``'s path.
+
+    Raises:
+        StoreError: the store no longer holds what the ledger says.
+    """
+    from factory.vector.vector import SteeringVector
+
+    content = ledger.store.read(ledger.vector_key(style.name))
+    dataset = ledger.store.read(ledger.dataset_key(style.name))
+    if content is None or dataset is None:
+        raise StoreError(f"style {style.name!r} is done, but its vector or dataset is gone from the store; resume it")
+    vector = SteeringVector.from_bytes(content, source=f"{style.name}.pt")
+    path = vector_path(output, style.name)
+    write_atomically(dataset_path(output, style.name), dataset)
+    write_companions(ledger, style.name, output)
+    write_vector(vector, path)
+    write_atomically(run_path(path), json.dumps(_about_run(ledger, style.name), indent=2) + "\n")
+    if settings.copy_to_sam_assets:
+        write_sam_assets(style, vector, output / settings.sam_assets_dir)
+    if ledger.spec.keep_differences:
+        write_differences(ledger, style.name, output / INTERMEDIATE / style.name)
+    return path
+
+
+def write_differences(ledger: Ledger, style: str, folder: Path) -> None:
+    """Copy each batch's differences out of the store, as they were averaged: one safetensors file a batch.
+
+    Raises:
+        StoreError: a batch is gone from the store, or damaged.
+    """
+    for batch in ledger.batches(style):
+        entry = ledger.entry(style, "extracted", batch.number)
+        if entry is None or entry["key"] is None:
+            continue  # the batch was given up: there is nothing of it
+        content = ledger.store.read_sealed(entry["key"])
+        if content is None:
+            lost = ledger.store.path(entry["key"])
+            raise StoreError(f"{lost} is gone: batch {batch.number} of style {style!r}; 'svf resume' makes it")
+        write_atomically(folder / f"batch-{batch.number:05d}.safetensors", content)
+
+
+def write_companions(ledger: Ledger, style: str, output: Path) -> None:
+    """Write what the run knows of a dataset beside it: its manifest, and the pairs that were rejected."""
+    dataset = dataset_path(output, style)
+    manifest = ledger.store.read_json(ledger.manifest_key(style))
+    if manifest is not None:
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(dataset.with_name(f"{style}_manifest.json"), text)
+    rejected = ledger.store.read(ledger.rejected_key(style))
+    if rejected is not None:
+        write_atomically(dataset.with_name(f"{style}_rejected.jsonl"), rejected)
+
+
+def write_vector(vector: SteeringVector, path: Path) -> None:
+    """Write a vector's ``.pt`` and, beside it, its ``.safetensors``."""
+    vector.save(path)
+    vector.save(path.with_suffix(".safetensors"))
+
+
+def write_sam_assets(style: Style, vector: SteeringVector, folder: Path) -> None:
+    """Write a style's ``.pt`` and template into SAM's assets folder."""
+    vector.save(folder / f"{style.name}.pt")
+    template = json.dumps(sam_template(style, vector), indent=2, ensure_ascii=False)
+    write_atomically(folder / f"{style.name}_template.json", template + "\n")

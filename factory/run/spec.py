@@ -1,0 +1,73 @@
+"""A run's specification: what must be the same on every machine, frozen when the run is planned.
+
+It travels by the run's id and decides every byte of the run's vectors. This module knows neither
+the store, the queue nor the models.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from factory.errors import ConfigError
+from factory.evaluation.spec import EvaluationSpec
+from factory.extraction.spec import ExtractionSpec
+from factory.frozen import Frozen
+from factory.pairs.styles import Style
+from factory.teacher.spec import TeacherSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSpec:
+    """One batch of a style: questions to be answered, or the store key of pairs that exist.
+
+    Slots, as a worker holds all batches of a style.
+    """
+
+    number: int
+    questions: tuple[str, ...] = ()
+    pairs_key: str | None = None
+    n_pairs: int
+
+
+class StyleRun(Frozen):
+    """One style of a run. ``from_teacher``: some of its pairs are still to be written."""
+
+    style: Style
+    n_pairs: int
+    n_batches: int
+    from_teacher: bool
+    dataset_metadata: dict[str, Any] = {}
+
+
+class RunSpec(Frozen):
+    """Everything that decides the bytes of a run's vectors."""
+
+    run_id: str
+    styles: tuple[StyleRun, ...]
+    extraction: ExtractionSpec
+    teacher: TeacherSpec
+    evaluation: EvaluationSpec | None = None
+    max_failed_fraction: float
+    min_pairs: int
+    max_cost_usd: float | None = None
+    keep_differences: bool = False
+    gpu_queue: str = "gpu"
+
+    def style_run(self, name: str) -> StyleRun:
+        """The part of the run about one style.
+
+        Raises:
+            ConfigError: the run does not make that style.
+        """
+        for part in self.styles:
+            if part.style.name == name:
+                return part
+        raise ConfigError(f"run {self.run_id} does not make style {name!r}")
+
+
+def new_run_id() -> str:
+    """A name for a run: when it was submitted, and four random letters."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)

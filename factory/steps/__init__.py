@@ -1,0 +1,1 @@
+"""One step per queue, from the store to the store: write, extract, reduce, evaluate."""

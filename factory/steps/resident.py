@@ -1,0 +1,72 @@
+"""The target model that a worker keeps loaded between its tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from factory.config import Settings
+from factory.errors import ConfigError
+from factory.extraction.spec import ExtractionSpec
+from factory.log import log
+from factory.run.spec import RunSpec
+
+if TYPE_CHECKING:
+    from factory.extraction.recipe import Recipe
+    from factory.target.model import Target
+
+
+_resident: dict[tuple[Any, ...], tuple[int | None, Target]] = {}  # this worker's model, and how deep it was loaded
+
+
+def recipe_of(spec: ExtractionSpec) -> Recipe:
+    """The recipe that a run asks for."""
+    from factory.extraction.recipe import Recipe
+
+    return Recipe(spec.recipe, spec.n_shots, spec.n_tokens, spec.max_sequence_length)
+
+
+def load_resident_target(
+    name: str, device: str, dtype: str, quantize: str | None, trust_remote_code: bool, depth: int | None
+) -> Target:
+    """The target model of this worker, loaded with its first task and kept between tasks.
+
+    Another model, or more of its layers, takes the place of the one before, which goes first: two
+    may not fit.
+    """
+    asked = name, device, dtype, quantize, trust_remote_code
+    loaded, target = _resident.get(asked, (0, None))
+    if target is not None and (loaded is None or (depth is not None and depth <= loaded)):
+        return target
+    from factory.target.model import load_target
+
+    log.info("loading target model %s%s", name, f", its first {depth} layers" if depth else "")
+    target = None
+    _resident.clear()
+    target = load_target(name, device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code, depth=depth)
+    _resident[asked] = depth, target
+    return target
+
+
+def target_of(run: RunSpec, settings: Settings) -> Target:
+    """The run's target model, if this worker may load it; only as deep as it is read if it need not answer.
+
+    Raises:
+        ConfigError: the model is not in this worker's ``allowed_models``.
+        TargetError: it cannot be loaded.
+    """
+    import torch
+
+    from factory.target.layers import depth_of
+
+    spec = run.extraction
+    if spec.target_model not in settings.models_allowed:
+        raise ConfigError(
+            f"target model {spec.target_model!r} is not allowed on this worker: add it to allowed_models "
+            f"(now {', '.join(settings.models_allowed)})"
+        )
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    depth = depth_of(spec.target_layers) if run.evaluation is None else None
+    return load_resident_target(
+        spec.target_model, settings.device, spec.dtype, spec.quantize, settings.trust_remote_code, depth
+    )

@@ -1,0 +1,54 @@
+"""The step of the queue ``teacher``: a batch's questions become pairs in the store. Needs no torch."""
+
+from __future__ import annotations
+
+from factory.config import Settings
+from factory.errors import TeacherBusy, TeacherRefused
+from factory.log import log
+from factory.run.artifacts import put_pairs
+from factory.run.asking import open_teacher
+from factory.run.ledger import Ledger
+from factory.run.pause import pause_run, require_calls_that_succeed, require_unpaused
+from factory.teacher.client import Payer
+from factory.teacher.writing import PATIENCE, draw_bill, write_batch
+
+
+def write_step(ledger: Ledger, style: str, number: int, settings: Settings, broker_url: str) -> None:
+    """Have the teacher write the pairs of one batch, and note where they lie and what they cost.
+
+    ``broker_url``: where workers count calls and money together.
+
+    Raises:
+        TeacherBusy: the step must be tried again; replies that arrived are kept.
+        RunPaused: the run waits for a person, as its ledger says from now on.
+    """
+    if ledger.entry(style, "written", number):
+        return
+    require_unpaused(ledger)
+    part, spec = ledger.spec.style_run(style), ledger.spec.teacher
+    questions = ledger.batches(style)[number].questions
+    payer = Payer(ledger.run_id, style, number)
+    try:
+        teacher = open_teacher(ledger, payer, settings, broker_url)
+        made = write_batch(
+            teacher,
+            part.style,
+            questions,
+            max_concurrent=settings.max_concurrent_calls,
+            may_go_on=lambda: require_unpaused(ledger),
+            patience=min(PATIENCE, settings.visibility_timeout / 5),
+        )
+    except TeacherRefused as error:
+        raise pause_run(ledger, error.reason, str(error)) from None
+    except TeacherBusy:
+        require_calls_that_succeed(ledger, broker_url)
+        raise
+    key = put_pairs(ledger.store, made.pairs, made.rejected)
+    bill = draw_bill(ledger.store, spec, part.style, questions, payer)
+    entry = {"key": key, "n_pairs": len(made.pairs), "reasons": made.reasons, "cost_usd": bill.spent_usd}
+    calls = {"saved_usd": bill.saved_usd, "paid_calls": bill.paid_calls, "cached_calls": bill.cached_calls}
+    ledger.record(style, "written", number, entry | calls | {"paid_tokens": bill.paid_tokens})
+    log.info(
+        "batch %d: %d pairs written, %d rejected, $%.4f", number, len(made.pairs), len(made.rejected), bill.spent_usd
+    )
+    require_calls_that_succeed(ledger, broker_url)

@@ -1,0 +1,1 @@
+"""The frozen target model: loading it, its layers, and its KV cache."""

@@ -1,0 +1,308 @@
+"""The target model: the frozen model that is read and steered.
+
+Loads it from a hub id, a local folder, a GGUF file or the built-in name, and turns conversations
+into token ids. This module does not know pairs, recipes or vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from factory.errors import PairRejected, TargetError
+from factory.log import log
+from factory.target.download import BUILT_IN, built_in_folder
+from factory.target.kv import Rotation, check_cache_support, longest_window
+
+Message = dict[str, str]
+THINKING = ("<think>", "</think>")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A loaded target model with its tokenizer.
+
+    ``revision`` names the exact weights: a hub commit, or the hash of the local files.
+    """
+
+    name: str
+    revision: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> str:
+        """The numbers it computes in, such as ``float32`` or ``bfloat16+int8``."""
+        text = str(self.model.dtype).removeprefix("torch.")
+        if getattr(self.model, "is_loaded_in_8bit", False):
+            return f"{text}+int8"
+        return f"{text}+int4" if getattr(self.model, "is_loaded_in_4bit", False) else text
+
+    @property
+    def n_layers(self) -> int:
+        """How many transformer layers the model has."""
+        return int(self._text_config.num_hidden_layers)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of one layer's states of one token: ``(n_kv_heads, head_dim)``."""
+        config = self._text_config
+        heads = int(config.num_attention_heads)
+        n_kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        return n_kv_heads, int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+    @property
+    def longest_text(self) -> int:
+        """How many tokens the model can read with every layer seeing all of them."""
+        window = longest_window(self.model.config)
+        limit = int(getattr(self._text_config, "max_position_embeddings", 2**31))
+        return min(limit, window or limit)
+
+    def peak_memory_mib(self) -> float:
+        """The most memory that this process has used so far: on the GPU if the model is there, else its own."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+    @property
+    def _text_config(self) -> Any:
+        return self.model.config.get_text_config()
+
+    @cached_property
+    def rotation(self) -> Rotation:
+        """The model's rotary embedding."""
+        return Rotation(self.model)
+
+    @cached_property
+    def neutral_id(self) -> int:
+        """The token from which generation starts: a line break, as an id, so that it merges with nothing."""
+        ids = self.tokenizer.encode("\n", add_special_tokens=False)
+        if not ids:
+            raise TargetError(f"{self.name}: its tokenizer has no token for a line break")
+        return int(ids[-1])
+
+    @cached_property
+    def _special_texts(self) -> re.Pattern[str]:
+        texts = {text for text in self.tokenizer.all_special_tokens if text.strip()} | set(THINKING)
+        return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+
+    @cached_property
+    def template_sha256(self) -> str:
+        """Hash of the chat template, so that a vector says what text its model read."""
+        return hashlib.sha256(str(self.tokenizer.chat_template or "").encode()).hexdigest()
+
+    def special_text_in(self, text: str) -> str | None:
+        """The first piece of ``text`` that the tokenizer or template takes for a command, if any."""
+        found = self._special_texts.search(text)
+        return found.group() if found else None
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to where the model is to answer."""
+        text = self._apply_template(messages, add_generation_prompt=True)
+        return list(self._encode(text)["input_ids"])
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of bare text, without any special token."""
+        return list(self._encode(text)["input_ids"])
+
+    def response_ids(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Token ids of a conversation, and the indices of its last message's own tokens.
+
+        Raises:
+            PairRejected: the chat template altered the message, so its tokens cannot be told.
+        """
+        text = self._apply_template(messages, add_generation_prompt=False)
+        response = messages[-1]["content"].strip()
+        start = text.rfind(response)
+        if start < 0:
+            raise PairRejected("template", "the chat template alters the response, so its tokens cannot be found")
+        encoding = self._encode(text, return_offsets_mapping=True)
+        stop = start + len(response)
+        span = [at for at, (a, b) in enumerate(encoding["offset_mapping"]) if a < stop and b > start and b > a]
+        return list(encoding["input_ids"]), span
+
+    def _apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        if not self.tokenizer.chat_template:
+            lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+            return "".join([*lines, "assistant:"] if add_generation_prompt else lines)
+        text = self.tokenizer.apply_chat_template(
+            _merge_system(messages, self.tokenizer), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return str(text)
+
+    def _encode(self, text: str, *, return_offsets_mapping: bool = False) -> Any:
+        # The template has written the special tokens already: adding them again doubles the first.
+        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=return_offsets_mapping)
+
+    def tensor(self, numbers: Any, dtype: torch.dtype = torch.long) -> Tensor:
+        """``numbers`` as a tensor on the model's device."""
+        return torch.tensor(numbers, dtype=dtype).to(self.device, non_blocking=True)
+
+
+def _merge_system(messages: Sequence[Message], tokenizer: Tokenizer) -> list[Message]:
+    """Put a system message into the first question where the template has no place for one (Gemma)."""
+    template = str(tokenizer.chat_template)
+    if messages[0]["role"] != "system" or "system" in template:
+        return list(messages)
+    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
+
+
+def choose_device(device: str) -> str:
+    """``auto`` becomes cuda, then mps, then cpu; anything else is taken as it is.
+
+    Raises:
+        TargetError: the device asked for is not there.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, there in present.items() if there)
+    if not present.get(device.split(":", maxsplit=1)[0], False):
+        there = ", ".join(name for name, is_there in present.items() if is_there)
+        raise TargetError(f"device {device!r} is not available here; found {there}. Use device: auto")
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """``auto`` is bfloat16 on CUDA and float32 elsewhere.
+
+    float16 is refused: attention overflows in it on Qwen2 models.
+
+    Raises:
+        TargetError: another dtype was asked for.
+    """
+    chosen = ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
+    if chosen not in ("bfloat16", "float32"):
+        raise TargetError(f"dtype {dtype!r} is not supported: choose auto, float32 or bfloat16")
+    return torch.bfloat16 if chosen == "bfloat16" else torch.float32
+
+
+def load_target(
+    name: str,
+    device: str = "auto",
+    *,
+    dtype: str = "auto",
+    quantize: str | None = None,
+    trust_remote_code: bool = False,
+    depth: int | None = None,
+) -> Target:
+    """Load a target model: a hub id, a folder, a ``.gguf`` file, or ``smollm2-135m-instruct``.
+
+    ``quantize`` is ``"8bit"`` or ``"4bit"`` (bitsandbytes, CUDA only; elsewhere ignored with a
+    warning). ``depth`` loads that many layers, from the first on: enough to read those, too few to
+    answer. The model is put on the device, frozen, in inference mode.
+
+    Raises:
+        TargetError: the model cannot be found or loaded, or has no KV cache to steer.
+    """
+    place = choose_device(device)
+    options: dict[str, Any] = {
+        "dtype": choose_dtype(dtype, place),
+        "trust_remote_code": trust_remote_code,
+        "attn_implementation": "sdpa",
+    }
+    options |= _quantization(quantize, place)
+    source, revision, files = _locate(name)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **files)
+        check_cache_support(config, name)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **files)
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            options["attn_implementation"] = "eager"  # sdpa has no soft cap (Gemma 2)
+        if depth is not None and depth < config.get_text_config().num_hidden_layers and not files:
+            config.get_text_config().num_hidden_layers = depth
+            options["config"] = config
+        with _quiet_about_layers_left_out("config" in options):
+            model: Any = AutoModelForCausalLM.from_pretrained(source, **files, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TargetError(
+            f"target model {name!r} cannot be loaded: {reason}. Expected a hub id, a folder, a .gguf file "
+            f"or {BUILT_IN!r}; 'svf download' fetches a model beforehand."
+        ) from None
+    if quantize is None or not place.startswith("cuda"):
+        model = model.to(place)
+    model = model.eval().requires_grad_(False)
+    return Target(name, revision or _hub_commit(model), model, tokenizer)
+
+
+@contextmanager
+def _quiet_about_layers_left_out(are_left_out: bool) -> Iterator[None]:
+    """Keep transformers from reporting every weight of the layers that are left out."""
+    logger = logging.getLogger("transformers")
+    usual = logger.level
+    if are_left_out:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(usual)
+
+
+def _quantization(quantize: str | None, device: str) -> dict[str, Any]:
+    if quantize is None:
+        return {}
+    if not device.startswith("cuda"):
+        log.warning("load_in_%s needs CUDA; on %s the model is loaded in full precision", quantize, device)
+        return {}
+    from transformers import BitsAndBytesConfig  # needs the [gpu] extra, which only this path has
+
+    config = BitsAndBytesConfig(load_in_8bit=quantize == "8bit", load_in_4bit=quantize == "4bit")
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _locate(name: str) -> tuple[str, str | None, dict[str, str]]:
+    """Where to load from, the revision if it can be told beforehand, and extra loading arguments."""
+    if name == BUILT_IN:
+        folder = built_in_folder()
+        return str(folder), _folder_revision(folder), {}
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise TargetError(f"target model {name!r} does not exist")
+        return str(path.parent), _file_revision([path]), {"gguf_file": path.name}
+    if path.is_dir():
+        return str(path), _folder_revision(path), {}
+    return name, None, {}
+
+
+def _folder_revision(folder: Path) -> str:
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"])
+    return _file_revision([path for path in weights if path.is_file()])
+
+
+def _file_revision(paths: Sequence[Path], sample: int = 1 << 20) -> str:
+    """A hash of the files' sizes, first and last MiB: cheap, and different for different weights."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(sample))
+            file.seek(max(0, size - sample))
+            digest.update(file.read(sample))
+    return digest.hexdigest()[:16]
+
+
+def _hub_commit(model: PreTrainedModel) -> str:
+    return str(getattr(model.config, "_commit_hash", None) or "unknown")

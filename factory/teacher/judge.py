@@ -1,0 +1,114 @@
+"""The optional judge: a model that scores an answer's style and coherence by a rubric.
+
+Each answer is scored alone, without a word on where it comes from, so the judge cannot favour
+one. A reply without scores counts as ``unreadable`` and decides nothing. Small models are useless
+here: SmolLM2 and Qwen-0.5B give 95 to everything.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from factory.errors import BadReply, PairRejected
+from factory.pairs.styles import Style
+from factory.teacher.client import Reply, Teacher
+from factory.teacher.gates import Verdict
+from factory.teacher.spec import TeacherSpec
+
+IN_STYLE = 60  # of 100: a positive below it is not in the style
+PLAIN = 40  # of 100: a negative above it is in the style
+COHERENT = 50  # of 100: below it an answer is not worth reading
+
+RUBRIC = """You grade a text by a rubric. Do not answer its question.
+
+Style to look for: {description}
+{characteristics}
+
+Question: {question}
+
+Text:
+\"\"\"
+{text}
+\"\"\"
+
+Give two whole numbers from 0 to 100.
+style: 0 = the style is absent, 50 = traces of it, 100 = every part of the text is in the style.
+coherence: 0 = unreadable or off the question, 50 = understandable with flaws, 100 = clear and to the point.
+
+Reply with these two lines and nothing else:
+style: <number>
+coherence: <number>"""
+
+
+def judge_prompt(style: Style, question: str, text: str) -> str:
+    """What the judge is asked about one answer."""
+    traits = "\n".join(f"- {trait}" for trait in style.characteristics)
+    filled = {"description": style.description, "characteristics": traits, "question": question, "text": text}
+    return re.sub(r"\{(\w+)\}", lambda found: filled[found[1]], RUBRIC)
+
+
+def read_scores(reply: str) -> dict[str, int] | None:
+    """Style and coherence from a judge's reply, or None if it holds no such numbers."""
+    scores: dict[str, int] = {}
+    for name in ("style", "coherence"):
+        found = re.search(rf"\b{name}\b\W{{0,4}}\s*(\d{{1,3}})\b", reply, re.IGNORECASE)
+        if not found or int(found[1]) > 100:
+            return None
+        scores[name] = int(found[1])
+    return scores
+
+
+def judge_spec(spec: TeacherSpec, model: str) -> TeacherSpec:
+    """How a judge is asked: at the teacher's endpoint, for the likeliest scores."""
+    temperature = None if spec.temperature is None else 0.0  # a server may know no temperature
+    named = {"model": model, "requested_model": model, "judge_model": None}
+    return spec.model_copy(update={**named, "temperature": temperature})
+
+
+def as_judge(teacher: Teacher, model: str) -> Teacher:
+    """The teacher's endpoint with the judge behind it."""
+    return replace(teacher, spec=judge_spec(teacher.spec, model))
+
+
+def judge_answer(judge: Teacher, style: Style, question: str, text: str) -> tuple[dict[str, Any], Reply | None]:
+    """What the judge says of one answer (``style`` and ``coherence``, or ``unreadable``), and its reply.
+
+    Raises:
+        TeacherBusy, TeacherRefused: as for the teacher.
+    """
+    try:
+        reply = judge.ask(judge_prompt(style, question, text))
+    except (BadReply, PairRejected) as error:  # the judge failed, not the answer
+        return {"unreadable": error.reason}, None
+    return read_scores(reply.text) or {"unreadable": reply.text[:80]}, reply
+
+
+def judge_pair(
+    judge: Teacher, style: Style, question: str, positive: str, negative: str
+) -> tuple[Verdict, list[Reply]]:
+    """The judge's verdict on both answers of a pair, and the replies that it took.
+
+    Raises:
+        TeacherBusy, TeacherRefused: as for the teacher.
+    """
+    figures: dict[str, object] = {}
+    replies: list[Reply] = []
+    for side, text in (("positive", positive), ("negative", negative)):
+        figures[side], reply = judge_answer(judge, style, question, text)
+        replies += [reply] if reply else []
+    return Verdict({"judge": figures}, _weigh(figures)), replies
+
+
+def _weigh(figures: dict[str, object]) -> list[str]:
+    reasons: list[str] = []
+    for side, scores in figures.items():
+        if not isinstance(scores, dict) or "style" not in scores:
+            continue
+        in_style = scores["style"] >= IN_STYLE if side == "positive" else scores["style"] <= PLAIN
+        if not in_style:
+            reasons.append(f"judge_{side}_style")
+        if scores["coherence"] < COHERENT:
+            reasons.append(f"judge_{side}_coherence")
+    return reasons

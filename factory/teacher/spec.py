@@ -1,0 +1,21 @@
+"""Who writes the pairs, and how they are asked, frozen with the run."""
+
+from __future__ import annotations
+
+from factory.frozen import Frozen
+
+
+class TeacherSpec(Frozen):
+    """Who writes the pairs, and how they are asked."""
+
+    model: str
+    requested_model: str
+    base_url: str | None = None
+    temperature: float | None = None
+    max_response_tokens: int = 800
+    reasoning_effort: str | None = None
+    judge_model: str | None = None
+    seed: int = 0
+    pricing: dict[str, float] | None = None
+    calls_per_minute: float | None = None
+    tokens_per_minute: float | None = None

@@ -1,0 +1,167 @@
+"""Steering: add a vector once to the KV cache of a prompt, then generate as usual.
+
+Source: KV cache steering (arXiv 2507.08799). The prompt ends with one neutral token. All tokens
+but that one are read; the vector is added to the states of the last read position (or the last
+few); generation starts from the neutral token. Nothing happens during decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.errors import VectorError
+from factory.target.kv import add_to_cache, new_cache
+from factory.target.model import Message, Target
+from factory.vector.vector import SteeringVector
+
+
+@dataclass(frozen=True)
+class Steering:
+    """A vector and how strongly it is added.
+
+    ``strength`` multiplies the values, ``key_strength`` the keys; ``n_positions`` is how many of
+    the last cached positions get the vector.
+    """
+
+    vector: SteeringVector
+    strength: float = 1.0
+    key_strength: float = 0.0
+    n_positions: int = 1
+
+    @classmethod
+    def recommended(cls, vector: SteeringVector, strength: float | None = None) -> Steering:
+        """The vector with what its evaluation recommends; ``strength`` overrides its strength."""
+        known = vector.metadata
+        if known.get("recommended_layers"):
+            vector = vector.at_layers(known["recommended_layers"])
+        return cls(
+            vector,
+            strength=known.get("recommended_strength", 1.0) if strength is None else strength,
+            key_strength=known.get("recommended_key_strength", 0.0),
+            n_positions=known.get("recommended_positions", 1),
+        )
+
+
+def check_fits(vector: SteeringVector, target: Target) -> None:
+    """Refuse a vector that was made for another model.
+
+    Raises:
+        VectorError: model name, layers or shapes differ; names both models.
+    """
+    shape = tuple(vector.value_vector.shape[1:])
+    fits = shape == target.shape and max(vector.layer_indices) < target.n_layers
+    if vector.model_name != target.name or not fits:
+        raise VectorError(
+            f"vector {vector.style_name!r} is for {vector.model_name} ({shape[0]} KV heads of {shape[1]}, layers "
+            f"{min(vector.layer_indices)}-{max(vector.layer_indices)}); the loaded model is {target.name} "
+            f"({target.shape[0]} KV heads of {target.shape[1]}, {target.n_layers} layers). Load that model or "
+            "make a vector for this one."
+        )
+
+
+def as_messages(prompt: str | Sequence[Message], system: str | None = None) -> list[Message]:
+    """A prompt as a conversation: a question, or the messages themselves, after an optional system one."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def generate(
+    target: Target,
+    prompt: str | Sequence[Message],
+    *,
+    vector: SteeringVector | Steering | None = None,
+    strength: float | None = None,
+    max_new_tokens: int = 256,
+    system: str | None = None,
+    **sampling: Any,
+) -> str:
+    """The model's answer to ``prompt``, steered by ``vector`` if there is one.
+
+    Without ``strength`` the vector's own recommendation is used, or 1.0. ``sampling`` goes to
+    ``model.generate`` (``do_sample``, ``temperature``, ``top_p``, ``streamer``, ...); the default
+    is greedy.
+
+    Raises:
+        VectorError: the vector is for another model.
+    """
+    steering = Steering.recommended(vector, strength) if isinstance(vector, SteeringVector) else vector
+    messages = as_messages(prompt, system)
+    return generate_batch(target, [messages], steering=steering, max_new_tokens=max_new_tokens, **sampling)[0]
+
+
+@torch.inference_mode()
+def generate_batch(
+    target: Target,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    steering: Steering | None = None,
+    max_new_tokens: int = 256,
+    **sampling: Any,
+) -> list[str]:
+    """Answers to several conversations at once, all steered alike; padding goes to the left."""
+    prompts = [[*target.prompt_ids(messages), target.neutral_id] for messages in conversations]
+    ids, mask = left_padded(target, prompts)
+    cache = steered_cache(target, ids, mask, steering)
+    options: dict[str, Any] = {"do_sample": False, "pad_token_id": _pad_id(target)} | sampling
+    model: Any = target.model
+    output = model.generate(
+        input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, **options
+    )
+    answers = target.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
+
+
+def steered_cache(target: Target, ids: Tensor, mask: Tensor, steering: Steering | None) -> Any:
+    """The cache of ``ids`` [batch, longest] without their last token, with the vector added."""
+    if steering is not None:
+        check_fits(steering.vector, target)
+    cache = new_cache(target.model)
+    positions = positions_of(mask)
+    target.model.base_model(
+        input_ids=ids[:, :-1],
+        attention_mask=mask[:, :-1],
+        position_ids=positions[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    if steering is not None:
+        add_vector(target, cache, positions[:, :-1], steering)
+    return cache
+
+
+def add_vector(target: Target, cache: Any, positions: Tensor, steering: Steering) -> None:
+    """Add the vector to ``cache``, in place; ``positions`` [batch, cached] are its rotary positions."""
+    vector, n_positions = steering.vector, steering.n_positions
+    values = steering.strength * vector.value_vector.to(target.device) if steering.strength else None
+    keys = None
+    if steering.key_strength:
+        at = positions[:, -n_positions:]  # [batch, n_positions]
+        scaled = steering.key_strength * vector.key_vector.to(target.device)
+        spread = scaled.expand(at.numel(), *scaled.shape)  # [batch * n_positions, n_layers, n_kv_heads, head_dim]
+        turned = target.rotation.turn(spread, at.flatten(), vector.layer_indices, back=False)
+        keys = turned.reshape(*at.shape, *scaled.shape)
+    add_to_cache(cache, vector.layer_indices, keys, values, n_positions)
+
+
+def left_padded(target: Target, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both [batch, longest]; padding goes to the left."""
+    longest = max(map(len, prompts))
+    pad = _pad_id(target)
+    ids = target.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = target.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Rotary positions [batch, longest] of a left-padded batch: the first real token is at 0."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _pad_id(target: Target) -> int:
+    tokenizer = target.tokenizer
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)

@@ -1,0 +1,349 @@
+"""Evaluation: figures against naive counting, and a verdict on effects that were planted."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factory.config import Settings
+from factory.errors import ConfigError, StoreError
+from factory.evaluation.bootstrap import bootstrap_interval
+from factory.evaluation.cell import Setting
+from factory.evaluation.examiner import Examiner, evaluate, random_like
+from factory.evaluation.probe import Probe, apply_setting
+from factory.evaluation.score import gain, score
+from factory.evaluation.spec import EvaluationSpec
+from factory.evaluation.verdict import add_evaluation, choose_cell, judge, specificity_of
+from factory.pairs.fluency import distinct_ngrams, is_looping
+from factory.pairs.styles import Style, load_style
+from factory.planning.specify import plan_evaluation
+from factory.run.ledger import Ledger
+from factory.steps.evaluate import conclude_step, evaluate_step, give_up_evaluation
+from factory.store import Store
+from factory.vector.steer import Steering, as_messages, generate_batch
+from factory.vector.vector import SteeringVector
+from tests.evaluated import SWEEP, do_evaluation, make_run
+
+STRONG = 400.0
+QUESTIONS = tuple(f"Why does thing number {number} matter?" for number in range(12))
+SPEC = EvaluationSpec(
+    questions=QUESTIONS[:8],
+    choice_questions=QUESTIONS[8:],
+    probe_questions=QUESTIONS[8:10],
+    cells=2,
+    max_loops=1.0,  # a random model says little else
+    strengths=(1.0, STRONG),
+    positions=(1,),
+    layer_sets=("all",),
+    max_new_tokens=12,
+)
+
+
+def make_style(**given_) -> Style:
+    named = {"name": "planted", "description": "d", "positive_prompt": "{question}", "negative_prompt": "{question}"}
+    return Style(**(named | given_))
+
+
+def make_vector(target, seed=3) -> SteeringVector:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (target.n_layers, *target.shape)
+    keys, values = (torch.randn(shape, generator=generator) for _ in range(2))
+    return SteeringVector("planted", keys, values, list(range(target.n_layers)), target.name)
+
+
+@pytest.fixture(scope="module")
+def planted(target):
+    """A vector, and a style whose only marker is what the strongly steered model begins with."""
+    vector = make_vector(target)
+    conversations = [as_messages(question) for question in QUESTIONS]
+    firsts, plain = (
+        generate_batch(target, conversations, steering=steering, max_new_tokens=n)
+        for steering, n in ((Steering(vector, STRONG), 1), (None, 12))
+    )
+    opening = max(set(firsts), key=firsts.count)
+    assert opening, "nothing readable is said: choose another seed"
+    assert firsts.count(opening) >= 10, "the planted effect is weak: choose another seed"
+    assert sum(opening in answer for answer in plain) <= 2
+    return vector, make_style(markers=[re.escape(opening)], openings=[opening], min_markers=1)
+
+
+# ---- fluency and intervals
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=4, max_size=40))
+def test_distinct_ngrams_equal_naive_counting(words):
+    seen, total = [], 0
+    for at in range(len(words) - 3):
+        total += 1
+        ngram = words[at : at + 4]
+        if ngram not in seen:
+            seen.append(ngram)
+    assert distinct_ngrams(" ".join(words)) == len(seen) / total
+
+
+def test_a_loop_is_told_from_an_ordinary_answer():
+    assert is_looping("Step 1: go. " * 12)
+    assert is_looping("\n".join(f"Step {n}:" for n in range(1, 12)))  # counting up says nothing new
+    assert not is_looping("The sky is blue because air scatters short waves more than long ones, in all directions.")
+    assert not is_looping("Yes yes yes")
+
+
+def test_the_bootstrap_interval_agrees_with_a_naive_bootstrap():
+    scores = [0.0] * 13 + [1.0] * 17
+    dice = random.Random(4)
+    means = sorted(sum(dice.choices(scores, k=len(scores))) / len(scores) for _ in range(20_000))
+    naive = means[int(0.025 * len(means))], means[int(0.975 * len(means))]
+    assert bootstrap_interval(scores, resamples=20_000) == pytest.approx(naive, abs=0.035)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
+def test_an_interval_lies_within_the_scores_around_nothing_random(scores):
+    low, high = bootstrap_interval(scores)
+    assert min(scores) - 1e-4 <= low <= high <= max(scores) + 1e-4
+    assert (low, high) == bootstrap_interval(scores)
+
+
+def test_a_gain_is_paired_by_question():
+    assert gain([1, 1, 0, 1], [0, 0, 0, 0])[0] == 0.75
+    assert gain([3, 4, 5], [1, 2, 3]) == (2.0, [2.0, 2.0])  # the same gain everywhere: no doubt
+
+
+def test_scores_equal_naive_counting():
+    style = load_style("step_by_step_reasoning")
+    answers = ["Step 1: look.\nStep 2: see.", "Just prose.", "Step 1: only."]
+    figures = score(answers, style, [2.0, None, 4.0])
+    assert figures["shown"] == [2, 0, 1]
+    assert figures["in_style"] == [1, 0, 0]
+    assert figures["share"] == pytest.approx(1 / 3, abs=1e-4)
+    assert figures["perplexity"] == 3.0
+
+
+# ---- planted effects
+
+
+def test_a_planted_effect_is_found_and_its_controls_do_nothing(target, planted):
+    vector, style = planted
+    evaluation, done = evaluate(target, vector, style, SPEC, store=Store("memory://planted"))
+    assert evaluation.setting.strength == STRONG
+    assert evaluation.effect >= 0.75
+    assert evaluation.interval[0] > 0
+    for control in ("unsteered", "random", "negated"):
+        assert evaluation.measured[control]["share"] <= 0.25
+    assert set(done) == set(SPEC.parts)
+
+
+def test_a_vector_of_nothing_is_called_so_with_advice(target, planted):
+    vector, style = planted
+    nothing = replace(vector, value_vector=torch.zeros_like(vector.value_vector))
+    evaluation, _ = evaluate(target, nothing, style, SPEC, store=Store("memory://nothing"))
+    assert evaluation.verdict == "no effect"
+    assert evaluation.effect == 0.0
+    assert "layers" in evaluation.advice
+
+
+def test_the_verdict_lies_in_the_vector_and_steering_uses_it(target, planted):
+    vector, style = planted
+    evaluation, _ = evaluate(target, vector, style, SPEC, store=Store("memory://planted"))
+    known = SteeringVector.from_bytes(add_evaluation(vector, evaluation).to_pt(), "x.pt")
+    assert known.metadata["effect"] == evaluation.effect
+    assert known.metadata["interval"] == evaluation.interval
+    steering = Steering.recommended(known)
+    assert steering.strength == STRONG
+    assert steering.vector.layer_indices == vector.layer_indices
+
+
+def test_the_gate_sees_that_openings_become_likelier(target, planted):
+    vector, style = planted
+    probe = Probe(target, style, SPEC.probe_questions)
+    weak, strong = (probe.read(vector, Setting(strength)) for strength in (0.0, STRONG))
+    assert weak.openings == pytest.approx(probe.unsteered(), abs=1e-3)
+    assert weak.moved == pytest.approx(0, abs=1e-4)
+    assert strong.openings > weak.openings
+    assert strong.moved > 0.01
+
+
+def test_the_gate_agrees_with_one_plain_forward_pass(target, planted):
+    _, style = planted
+    question = SPEC.probe_questions[0]
+    opening = target.text_ids(style.openings[0])
+    prompt = [*target.prompt_ids(as_messages(question)), target.neutral_id]
+    with torch.inference_mode():
+        logits = target.model(input_ids=torch.tensor([[*prompt, *opening]])).logits[0].log_softmax(dim=-1)
+    naive = sum(float(logits[len(prompt) - 1 + at, token]) for at, token in enumerate(opening))
+    assert Probe(target, style, [question]).unsteered() == pytest.approx(naive, abs=1e-3)
+
+
+def test_a_random_control_has_the_same_norm_at_every_layer_and_another_direction(target):
+    vector = make_vector(target)
+    control = random_like(vector)
+    assert control.norms()["values"] == pytest.approx(vector.norms()["values"], rel=1e-5)
+    assert abs(control.cosine(vector)) < 0.5
+    assert torch.equal(control.value_vector, random_like(vector).value_vector)
+
+
+def test_a_setting_names_layers_that_the_vector_may_lack(target):
+    vector = make_vector(target).at_layers([1, 2])
+    assert apply_setting(vector, Setting(1.0, layers="2-29")).vector.layer_indices == [2]
+    spec = SPEC.model_copy(update={"layer_sets": ("20-29",)})
+    with pytest.raises(ConfigError, match="layer_sets"):
+        Examiner(target, vector, make_style(), spec, Store("memory://none")).readings()
+
+
+# ---- choice and verdict
+
+STRICT = SPEC.model_copy(update={"max_loops": 0.1})
+
+
+def cell(strength, share, loops):
+    figures = {"share": share, "loops": loops, "markers": share, "distinct_4grams": 1 - loops}
+    return {"setting": Setting(strength).to_json(), "figures": figures}
+
+
+def test_the_chosen_setting_gains_most_among_those_that_hardly_loop():
+    done = {"cell-0": cell(8, 1.0, 0.4), "cell-1": cell(5, 0.8, 0.1), "cell-2": cell(2, 0.3, 0.0)}
+    assert choose_cell(done, STRICT)["setting"]["strength"] == 5
+    equal = {"cell-0": cell(6, 0.9, 0.1), "cell-1": cell(5, 0.9, 0.0)}
+    assert choose_cell(equal, STRICT)["setting"]["strength"] == 5
+    looping = {"cell-0": cell(8, 1.0, 0.6), "cell-1": cell(5, 0.8, 0.3)}
+    assert choose_cell(looping, STRICT)["setting"]["strength"] == 5
+
+
+@pytest.mark.parametrize(
+    ("effect", "interval", "markers", "loops", "verdict"),
+    [
+        (0.8, [0.6, 0.9], [1, 2], 0.0, "steers"),
+        (0.8, [0.6, 0.9], [1, 2], 0.3, "steers, but loops"),
+        (0.1, [0.02, 0.2], [0, 1], 0.0, "steers weakly"),
+        (0.0, [0.0, 0.0], [0.1, 0.5], 0.0, "steers weakly"),
+        (0.0, [-0.1, 0.1], [-0.1, 0.1], 0.0, "no effect"),
+    ],
+)
+def test_a_verdict_says_what_the_intervals_say(effect, interval, markers, loops, verdict):
+    assert judge(effect, interval, markers, loops, 0.1)[0] == verdict
+
+
+def test_a_weak_vector_is_to_be_added_more_strongly_unless_its_answers_loop_already():
+    (weak, stronger), (looping, weaker) = (judge(0.1, [0.02, 0.2], [0, 1], loops, 0.1) for loops in (0.0, 0.2))
+
+    assert weak == looping == "steers weakly"
+    assert "higher strengths" in stronger
+    assert "lower strengths" in weaker
+    assert "higher strengths" not in weaker
+
+
+def test_choosing_and_measuring_use_different_questions():
+    spec = plan_evaluation(Settings())
+    assert len(spec.questions) == 30
+    assert not set(spec.questions) & set(spec.choice_questions)
+    assert set(spec.probe_questions) <= set(spec.choice_questions)
+
+
+def test_each_styles_markers_are_counted_on_the_same_answers():
+    styles = {name: load_style(name) for name in ("step_by_step_reasoning", "creative_explorer")}
+    answers = ["Step 1: a.\nStep 2: b.", "Imagine a lamp, like a star."]
+    assert specificity_of(answers, styles) == {"step_by_step_reasoning": 0.5, "creative_explorer": 0.5}
+
+
+# ---- as steps of a run
+
+
+@pytest.fixture
+def run(target_folder, tmp_path, store):
+    """A run of one style on the tiny model, made up to its vector."""
+    ledger, settings = make_run(target_folder, tmp_path, store, ["step_by_step_reasoning"])
+    return ledger, settings.styles[0], settings
+
+
+def test_a_style_is_done_only_after_its_evaluation(run):
+    ledger, style, settings = run
+    assert ledger.progress(style).state == "evaluating"
+    do_evaluation(ledger, style, settings)
+    assert ledger.progress(style).evaluated == ledger.progress(style).parts
+    conclude_step(ledger, style)
+    assert ledger.progress(style).state == "done"
+    vector = SteeringVector.from_bytes(ledger.store.read(ledger.vector_key(style)), "x.pt")
+    assert vector.metadata["verdict"]
+    assert vector.metadata["evaluation"]["capability"]["n"] == 12
+
+
+def test_an_evaluation_that_runs_twice_gives_the_same_bytes(run):
+    ledger, style, settings = run
+    contents = []
+    for _ in range(2):
+        do_evaluation(ledger, style, settings)
+        ledger.reopen(style)
+        conclude_step(ledger, style)
+        contents.append(ledger.store.read(ledger.vector_key(style)))
+        for name in ledger.store.names(f"{ledger.run_id}/{style}"):
+            if name.startswith("evaluated-"):
+                ledger.store.delete(f"{ledger.run_id}/{style}/{name}")
+        ledger = Ledger(ledger.store, ledger.run_id)
+    assert contents[0] == contents[1]
+
+
+def test_a_verdict_waits_for_every_part(run):
+    ledger, style, settings = run
+    evaluate_step(ledger, style, 0, settings)
+    with pytest.raises(StoreError, match="missing"):
+        conclude_step(ledger, style)
+    assert ledger.result(style) is None
+
+
+def test_a_failed_evaluation_does_not_lose_the_vector(run):
+    ledger, style, _ = run
+    before = ledger.store.read(ledger.vector_key(style))
+    give_up_evaluation(ledger, style, "the gpu is gone")
+    assert ledger.progress(style).state == "done"
+    assert "the gpu is gone" in ledger.progress(style).message
+    assert ledger.store.read(ledger.vector_key(style)) == before
+
+
+@pytest.fixture
+def evaluated_here(target_folder, tmp_path, svf):
+    """What 'svf generate' said of a small run that it also evaluated, and where its report lies."""
+    settings = {
+        "target_model": str(target_folder),
+        "device": "cpu",
+        "load_in_8bit": False,
+        "styles": ["step_by_step_reasoning"],
+        "extraction_config": {"target_layers": "all", "recipe": "response_last"},
+        "evaluation": SWEEP.model_dump(),
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    said = svf("generate", "--config", "tiny.yaml", "--output", "out", "--limit", 6)
+    assert said.status == 0, said.err + said.out
+    (page,) = (tmp_path / "out" / "runs").glob("*/report.html")
+    assert f"report: {page}" in said.out.splitlines()
+    return said, page
+
+
+@pytest.mark.slow
+def test_a_run_through_the_queue_ends_with_the_verdict_of_the_steps_done_here(evaluated_here, tmp_path, run):
+    said, _ = evaluated_here
+    queued = SteeringVector.load(tmp_path / "out" / "steering_vectors" / "step_by_step_reasoning.pt")
+    ledger, style, settings = run
+    do_evaluation(ledger, style, settings)
+    conclude_step(ledger, style)
+    here = SteeringVector.from_bytes(ledger.store.read(ledger.vector_key(style)), "x.pt")
+    assert queued == here
+    assert queued.metadata["evaluation"] == here.metadata["evaluation"]
+    assert queued.metadata["verdict"] in said.out
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_here_ends_with_its_report_too(evaluated_here, svf):
+    first, page = evaluated_here
+    page.unlink()
+    said = svf("resume", "--here", "--config", "tiny.yaml", "--output", "out")
+    assert said.status == 0, said.err + said.out
+    assert page.exists()
+    paths = [line for line in first.out.splitlines() if "out/steering_vectors" in line]
+    assert paths == [line for line in said.out.splitlines() if "out/steering_vectors" in line]
+    assert len(paths) == 1

@@ -1,0 +1,180 @@
+"""Planning: what a run will do is settled, and refused if it cannot work, before anything starts."""
+
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factory.config import ExtractionSettings, Settings
+from factory.errors import ConfigError, DatasetError, LayerError, UnknownStyle
+from factory.files import shipped_file
+from factory.pairs.dataset import format_dataset, load_pairs
+from factory.pairs.pair import ContrastivePair, number_batches
+from factory.planning.plan import plan_run, run_questions
+from factory.planning.specify import resolve_model
+from factory.run.artifacts import get_pairs
+from factory.store import Store
+from tests.conftest import STYLES
+
+STYLE = "step_by_step_reasoning"
+
+
+def settings(**given):
+    return Settings(**({"styles": [STYLE]} | given))
+
+
+def own_dataset(folder, n=20, style=STYLE):
+    pairs = [ContrastivePair(f"own question {i}", f"Step 1: {i}", f"plain {i}", style=style) for i in range(n)]
+    path = folder / "datasets" / f"{style}_pairs.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(format_dataset(number_batches(pairs, 8), {"style_name": style, "model_used": "me"}))
+    return pairs
+
+
+def pairs_of(plan, store, style=STYLE):
+    return [pair for batch in plan.batches[style] for pair in get_pairs(store, batch.pairs_key)[0]]
+
+
+def test_the_starter_data_need_no_key_and_no_teacher(store, tmp_path):
+    plan = plan_run(Settings(), store, tmp_path)
+    assert not plan.needs_teacher
+    assert {part.style.name: part.n_pairs for part in plan.spec.styles} == dict.fromkeys(STYLES, 48)
+
+
+def test_a_dataset_in_the_output_folder_wins_over_the_one_that_was_shipped(store, tmp_path):
+    pairs = own_dataset(tmp_path)
+    plan = plan_run(settings(), store, tmp_path)
+    assert [pair.question for pair in pairs_of(plan, store)] == [pair.question for pair in pairs]
+    assert [batch.n_pairs for batch in plan.batches[STYLE]] == [8, 8, 4]
+    assert plan.spec.styles[0].dataset_metadata["model_used"] == "me"
+
+
+@given(limit=st.integers(1, 60))
+def test_a_limit_takes_the_first_pairs_and_leaves_their_batches_alone(tmp_path_factory, limit):
+    folder = tmp_path_factory.mktemp("plan")
+    store = Store(str(folder / "store"))
+    whole = plan_run(settings(), store, folder)
+    part = plan_run(settings(), store, folder, limit=limit)
+    assert pairs_of(part, store) == pairs_of(whole, store)[:limit]
+    full = limit // 16
+    assert [b.pairs_key for b in part.batches[STYLE][:full]] == [b.pairs_key for b in whole.batches[STYLE][:full]]
+
+
+def test_a_style_without_dataset_and_key_is_refused_with_both_ways_out(store, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        plan_run(settings(regenerate_datasets=True), store, tmp_path)
+    assert "OPENAI_API_KEY" in str(caught.value)
+    assert f"{STYLE}_pairs.jsonl" in str(caught.value)
+
+
+def test_a_key_lets_the_teacher_write_every_question(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    plan = plan_run(settings(regenerate_datasets=True, additional_questions=["One more?"]), store, tmp_path)
+    asked = [question for batch in plan.batches[STYLE] for question in batch.questions]
+    assert plan.needs_teacher
+    assert asked == run_questions(settings(additional_questions=["One more?"]))
+    assert asked[-1] == "One more?"
+    assert all(batch.pairs_key is None for batch in plan.batches[STYLE])
+
+
+def test_a_server_of_ones_own_needs_no_key(store, tmp_path):
+    plan = plan_run(settings(regenerate_datasets=True, base_url="http://127.0.0.1:1/v1"), store, tmp_path, limit=3)
+    assert plan.needs_teacher
+    assert plan.spec.styles[0].n_pairs == 3
+
+
+def test_extending_keeps_every_old_batch_and_adds_the_missing_questions(store, tmp_path):
+    own_dataset(tmp_path)
+    local = {"base_url": "http://127.0.0.1:1/v1"}
+    before = plan_run(settings(**local), store, tmp_path)
+    after = plan_run(settings(extend=True, **local), store, tmp_path)
+    n_old = len(before.batches[STYLE])
+    assert [b.pairs_key for b in after.batches[STYLE][:n_old]] == [b.pairs_key for b in before.batches[STYLE]]
+    added = [question for batch in after.batches[STYLE][n_old:] for question in batch.questions]
+    assert added == run_questions(settings())
+
+
+def test_own_questions_set_the_shipped_pairs_aside(store, tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("Mine?\n")
+    local = {"base_url": "http://127.0.0.1:1/v1"}
+    plan = plan_run(settings(custom_questions_file=str(file), **local), store, tmp_path)
+    assert plan.batches[STYLE][0].questions == ("Mine?",)
+    plan = plan_run(settings(**local), store, tmp_path, questions={STYLE: ["Only here?"]})
+    assert plan.batches[STYLE][0].questions == ("Only here?",)
+
+
+def test_an_unknown_style_is_refused_before_anything_is_written(store, tmp_path):
+    with pytest.raises(UnknownStyle):
+        plan_run(settings(styles=["step_by_step"]), store, tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_damaged_dataset_is_refused_by_file_and_line(store, tmp_path):
+    own_dataset(tmp_path)
+    path = tmp_path / "datasets" / f"{STYLE}_pairs.jsonl"
+    path.write_text(path.read_text() + "{broken\n")
+    with pytest.raises(DatasetError, match="line 22: not JSON"):
+        plan_run(settings(), store, tmp_path)
+
+
+def test_a_bad_second_style_leaves_nothing_of_the_first(store, tmp_path):
+    path = tmp_path / "datasets" / "researcher_style_pairs.jsonl"
+    path.parent.mkdir()
+    path.write_text("{broken\n")
+    with pytest.raises(DatasetError):
+        plan_run(settings(styles=[STYLE, "researcher_style"]), store, tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_layers_that_the_model_does_not_have_are_refused_without_loading_it(store, tmp_path, target_folder):
+    for layers in ("2-9", [3, 4], 4, "three", [-1], []):
+        wanted = settings(target_model=str(target_folder), extraction_config={"target_layers": layers})
+        with pytest.raises(LayerError):
+            plan_run(wanted, store, tmp_path)
+    with pytest.raises(LayerError):  # nothing is known of this model, but the text makes no sense for any
+        plan_run(settings(extraction_config={"target_layers": "three"}), store, tmp_path)
+    assert not (tmp_path / "store").exists()
+
+
+def test_every_recipe_can_be_configured_and_no_other():
+    from factory.extraction.recipe import RECIPES
+
+    assert get_args(ExtractionSettings.model_fields["recipe"].annotation) == tuple(RECIPES)
+
+
+def test_a_retired_model_is_replaced_at_openai_alone():
+    assert resolve_model(Settings()) == "gpt-6-luna"
+    assert resolve_model(Settings(base_url="http://127.0.0.1:1/v1")) == "gpt-4"
+    assert resolve_model(Settings(teacher_model="gpt-6-luna")) == "gpt-6-luna"
+    with pytest.raises(ConfigError, match="strict_model"):
+        resolve_model(Settings(strict_model=True))
+
+
+def test_what_decides_a_run_is_frozen_from_the_settings(store, tmp_path):
+    given = settings(
+        target_model="m", extraction_config={"recipe": "response_mean", "n_tokens": 4, "target_layers": "1-2"}
+    )
+    spec = plan_run(given, store, tmp_path).spec
+    assert spec.extraction.target_model == "m"
+    assert (spec.extraction.recipe, spec.extraction.n_tokens, spec.extraction.target_layers) == (
+        "response_mean",
+        4,
+        "1-2",
+    )
+    assert spec.teacher.requested_model == "gpt-4"
+    assert (
+        spec.evaluation.questions
+        == tuple(
+            line
+            for line in shipped_file("questions", "heldout.txt").read_text().splitlines()
+            if line and not line.startswith("#")
+        )[: given.evaluation.limit]
+    )
+
+
+def test_the_shipped_pairs_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for style in STYLES:
+        assert len(load_pairs(shipped_file("datasets", f"{style}_pairs.jsonl"))) == 48

@@ -1,0 +1,236 @@
+"""The report: every figure is there, nothing is fetched, and a browser runs it without complaint."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from factory.errors import StoreError
+from factory.pairs.styles import load_style
+from factory.report import figures
+from factory.report.page import examples, highlight, render_report, write_report
+from factory.report.timing import done_parts_of, time_phases, time_workers
+from factory.run.ledger import Ledger
+from factory.store import Store
+from tests.endpoint import running_endpoint
+from tests.evaluated import SWEEP, finish_run, make_run
+
+STYLES = ["step_by_step_reasoning", "creative_explorer"]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def ledger(target_folder, tmp_path_factory) -> Ledger:
+    """A finished run of two styles on the tiny model."""
+    folder = tmp_path_factory.mktemp("report")
+    ledger, settings = make_run(target_folder, folder, Store(str(folder / "runs")), STYLES)
+    finish_run(ledger, settings)
+    return ledger
+
+
+@pytest.fixture(scope="module")
+def page(ledger) -> str:
+    """Its report."""
+    return render_report(ledger)
+
+
+class Elements(HTMLParser):
+    """Every element's name and attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def ids(self) -> list[str]:
+        return [attributes["id"] for _, attributes in self.found if attributes.get("id")]
+
+
+def test_every_figure_of_every_style_is_in_the_page(page):
+    ids = Elements(page).ids()
+    for style in STYLES:
+        for name in ("compared", "sweep", "gate", "layers", "convergence", "agreement"):
+            assert f"{style}-{name}" in ids
+    assert {"matrix-cosines", "matrix-specificity"} <= set(ids)
+
+
+def test_ids_are_unique_and_every_label_and_link_finds_its_own(page):
+    elements = Elements(page)
+    ids = elements.ids()
+    assert len(ids) == len(set(ids))
+    for _, attributes in elements.found:
+        named = (attributes.get("aria-labelledby") or "").split() + [attributes.get("for") or ""]
+        link = attributes.get("href") or ""
+        for wanted in [*named, link[1:] if link.startswith("#") else ""]:
+            assert not wanted or wanted in ids, wanted
+    for clip in re.findall(r"url\(#([^)]+)\)", page):
+        assert clip in ids
+
+
+def test_nothing_is_fetched(page):
+    assert not re.search(r"https?://", page)
+    for tag, attributes in Elements(page).found:
+        assert tag not in ("link", "iframe", "object")
+        address = attributes.get("src") or attributes.get("href") or ""
+        assert not address or address.startswith(("#", "data:"))
+    assert "@import" not in page
+
+
+def test_every_figure_speaks_to_screen_readers_and_takes_the_pages_colour(page):
+    svgs = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(svgs) == 14
+    for svg in svgs:
+        assert 'role="img"' in svg
+        assert re.search(r"<title[^>]*>.+?</title>", svg)
+        assert re.search(r"<desc[^>]*>.+?</desc>", svg)
+        assert figures.INK not in svg
+        assert "<text" in svg  # text stays text
+
+
+def test_the_verdict_and_the_measured_shares_stand_in_the_summary(ledger, page):
+    summary = page[page.index('id="summary"') : page.index(f'<section id="{STYLES[0]}"')]
+    for style in STYLES:
+        assert ledger.result(style)["verdict"] in summary
+
+
+def table_of(page, style):
+    """The rows of what was measured, as texts of their cells."""
+    table = page[page.index(f'aria-label="Measured on held-out questions, {style}"') :].partition("</table>")[0]
+    rows = re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_a_judge_s_scores_stand_beside_the_markers(target_folder, tmp_path, page):
+    with running_endpoint() as endpoint:
+        endpoint.answer = lambda prompt: "style: 70\ncoherence: 30"
+        judged = {"base_url": endpoint.base_url, "evaluation": SWEEP.model_copy(update={"judge_model": "a judge"})}
+        ledger, settings = make_run(target_folder, tmp_path, Store(str(tmp_path / "runs")), STYLES[:1], judged)
+        finish_run(ledger, settings)
+    shown = render_report(ledger)
+    names, *rows = table_of(shown, STYLES[0])
+    at = names.index("markers") + 1
+    assert names[at : at + 2] == ["judge: style", "coherence"]
+    scores = {row[0]: row[at : at + 2] for row in rows}
+    assert set(scores) == {"unsteered", "prompted", "steered", "random", "negated"}
+    assert ["70", "30"] in scores.values()
+    assert all(pair in (["70", "30"], ["–", "–"]) for pair in scores.values())  # an empty answer has none
+    assert "The judge, a judge, scores" in shown
+    assert "judge" not in "".join(table_of(page, STYLES[0])[0])
+    assert "The judge" not in page
+
+
+def test_settings_that_differ_in_their_keys_alone_are_two_curves_side_by_side():
+    cells = [
+        {
+            "setting": {"strength": strength, "layers": "all", "n_positions": 1, "key_strength": keys},
+            "figures": {"share": 0.5, "interval": [0.2, 0.8], "loops": 0.0},
+        }
+        for strength in (2.0, 4.0)
+        for keys in (0.0, 0.5)
+    ]
+    svg = figures.sweep_figure("sweep", {"cells": cells, "measured": {"unsteered": {"share": 0.1}}})
+    texts = re.findall(r"<text[^>]*>([^<]*)", svg)
+    assert {"layers all, 1 pos.", "layers all, 1 pos., keys 0.5"} <= set(texts)
+    strokes = [path.split() for path in re.findall(r'd="(M \S+ \S+ \nL \S+ \S+) \n"', svg)]
+    tall = [(x, float(y) - float(top)) for _, x, y, _, same, top in strokes if x == same and float(y) - float(top) > 50]
+    axis = max(height for _, height in tall)
+    assert len({x for x, height in tall if height < axis}) == 4, "an interval hides another"
+
+
+def test_a_text_with_markup_in_it_is_shown_and_not_obeyed():
+    style = load_style("step_by_step_reasoning")
+    shown = str(highlight('Step 1: <script>alert("x")</script> & so on', style))
+    assert shown == "<mark>Step 1</mark>: &lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; so on"
+
+
+def test_answers_are_side_by_side_for_every_held_out_question(ledger, page):
+    for question in ledger.spec.evaluation.questions:
+        assert page.count(f"<b>{question}</b>".replace("'", "&#39;")) == len(STYLES)
+    rows = examples(ledger, load_style(STYLES[0]))
+    assert len(rows) == 3
+    assert set(rows[0]["answers"]) == {"unsteered", "prompted", "steered"}
+
+
+def test_a_run_whose_styles_are_not_evaluated_has_a_report_that_says_so(target_folder, tmp_path):
+    ledger, _ = make_run(target_folder, tmp_path, Store(str(tmp_path / "runs")), STYLES[:1])
+    page = render_report(ledger)
+    assert "not evaluated" in page
+    assert f'id="{STYLES[0]}-layers"' in page
+
+
+def test_the_report_lies_in_the_runs_folder(ledger):
+    path = write_report(ledger)
+    assert path.endswith(f"{ledger.run_id}/report.html")
+
+
+def test_every_part_of_the_run_is_in_the_timing_of_its_phase_and_its_worker(ledger, page):
+    parts = done_parts_of(ledger)
+    by_style, by_worker = time_phases(parts), time_workers(parts)
+
+    evaluated = len(ledger.spec.evaluation.parts) * len(STYLES)
+    assert sum(span.n for span in by_style if span.phase == "evaluated") == evaluated
+    assert sum(span.n for span in by_worker) == sum(span.n for span in by_style) == len(parts) > evaluated
+    assert all(span.first <= span.last for span in by_style)
+    assert {span.who for span in by_worker} == {f"{platform.node()}:{os.getpid()}"}
+    assert f"{platform.node()}:{os.getpid()}" in page
+
+
+def test_a_damaged_answer_is_named_rather_than_shown(ledger):
+    key = ledger.entry(STYLES[0], "evaluated", 0)["answers"]
+    kept = ledger.store.read(key)
+    try:
+        ledger.store.write(key, b"{}")
+        with pytest.raises(StoreError, match="damaged"):
+            render_report(ledger)
+    finally:
+        ledger.store.write(key, kept)
+
+
+CHECK = """<script>
+const complaints = [];
+addEventListener("error", event => complaints.push(event.message));
+</script>"""
+USE = """<script>
+const style = "%s";
+const find = document.getElementById(style + "-find");
+find.value = "no pair says this"; find.dispatchEvent(new Event("input"));
+const none = document.getElementById(style + "-count").textContent;
+find.value = ""; find.dispatchEvent(new Event("input"));
+const only = document.getElementById(style + "-only");
+only.value = "outlier"; only.dispatchEvent(new Event("input"));
+const outliers = document.getElementById(style + "-count").textContent;
+const small = [...document.querySelectorAll("figure svg")].filter(s => s.getBoundingClientRect().height < 50).length;
+const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+document.title = JSON.stringify({complaints, none, outliers, small, wide});
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_every_figure_and_its_filters_work(page, tmp_path, width):
+    import html
+    import json
+
+    tried = page.replace("<head>", "<head>" + CHECK).replace("</body>", USE % STYLES[0] + "</body>")
+    file = tmp_path / "report.html"
+    file.write_text(tried)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]
+    told = subprocess.run(
+        [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", told)[1]))
+    assert seen == {"complaints": [], "none": "0 of 6 pairs", "outliers": "5 of 6 pairs", "small": 0, "wide": 0}

@@ -1,0 +1,197 @@
+"""The whole flow with real workers on a real broker: same bytes everywhere, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from factory import SteeringVector, build_vector, load_pairs
+from factory.cluster.embedded import running_broker, running_crew
+
+STYLE = "step_by_step_reasoning"
+
+
+@pytest.fixture
+def config(tmp_path, target_folder) -> Path:
+    """A run of two styles on the tiny model, without evaluation."""
+    path = tmp_path / "tiny.yaml"
+    content = {
+        "styles": [STYLE, "creative_explorer"],
+        "target_model": str(target_folder),
+        "device": "cpu",
+        "load_in_8bit": False,
+        "threads": 1,
+        "extraction_config": {"target_layers": "1-3", "batch_size": 4},
+        "output_config": {"generate_analysis_reports": False},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads here as ``config`` gives a worker: how products are parted may decide a last bit."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(usual)
+
+
+def processes_that_know(text: str) -> list[str]:
+    """Command lines of the processes whose environment holds ``text``, but this one's."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environment = (entry / "environ").read_bytes().decode(errors="replace")
+                if text in environment and "State:\tZ" not in (entry / "status").read_text():
+                    found.append((entry / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                pass  # it has just ended
+    return found
+
+
+def test_generate_enqueue_and_one_process_make_the_same_bytes(svf, config, tmp_path, target, one_thread):
+    # Given the same run made three ways: all embedded, on separate workers, and in this process
+    local = svf("generate", "--config", config, "--output", "local", "--limit", 10)
+    assert local.status == 0, local.err
+    with running_broker(tmp_path / "broker") as url:
+        environment = {
+            "FACTORY_BROKER_URL": url,
+            "FACTORY_CONFIG": str(config),
+            "FACTORY_STORE": str(tmp_path / "store"),
+            "OMP_NUM_THREADS": "1",
+        }
+        with running_crew(["teacher", "gpu", "reduce"], tmp_path / "workers", environment):
+            sent = svf("enqueue", "--config", config, "--limit", 10, "--json", **environment)
+            assert sent.status == 0, sent.err
+            run = json.loads(sent.out)["run"]
+            watched = svf("watch", run, "--config", config, "--output", "cluster", **environment)
+            assert watched.status == 0, watched.err
+            shot = json.loads(svf("status", run, "--json", "--config", config, **environment).out)
+    pairs = load_pairs(tmp_path / "local" / "datasets" / f"{STYLE}_pairs.jsonl")
+    here = build_vector(pairs, target, style=STYLE, layers="1-3")
+
+    # Then the files are equal byte for byte, and their numbers bit for bit to ours
+    for style in (STYLE, "creative_explorer"):
+        one, two = (tmp_path / way / "steering_vectors" / f"{style}.pt" for way in ("local", "cluster"))
+        assert one.read_bytes() == two.read_bytes()
+    made = SteeringVector.load(tmp_path / "local" / "steering_vectors" / f"{STYLE}.pt")
+    assert made.value_vector.numpy().tobytes() == here.value_vector.numpy().tobytes()
+    assert made.key_vector.numpy().tobytes() == here.key_vector.numpy().tobytes()
+    assert shot["state"] == "done"
+    assert [style["extracted"] for style in shot["styles"]] == [10, 10]
+
+
+def test_a_run_leaves_every_promised_file_and_no_process(svf, config, tmp_path):
+    made = svf("generate", "--config", config, "--output", "out", "--limit", 4)
+
+    assert made.status == 0, made.err
+    out = tmp_path / "out"
+    for style in (STYLE, "creative_explorer"):
+        assert (out / "datasets" / f"{style}_pairs.jsonl").is_file()
+        assert (out / "steering_vectors" / f"{style}.pt").is_file()
+        assert (out / "steering_vectors" / f"{style}.safetensors").is_file()
+        template = json.loads((out / "sam/assets/steering_vectors" / f"{style}_template.json").read_text())
+        assert template["style_name"] == style
+        both = (SteeringVector.load(out / "steering_vectors" / f"{style}.{end}") for end in ("pt", "safetensors"))
+        assert next(both) == next(both)
+    events = (out / "steering_vector_generation.log").read_text()
+    assert f"style={STYLE} " in events
+    assert "task=" in events
+    assert processes_that_know(str(out)) == []
+
+
+def test_an_interrupted_run_leaves_no_process_and_the_next_one_reuses_what_was_done(svf, config, tmp_path):
+    # Given a run that is interrupted as soon as its first batch is extracted
+    command = [sys.executable, "-c", "from factory.cli import main; main()"]
+    words = ["generate", "--config", str(config), "--output", str(tmp_path / "out")]
+    running = subprocess.Popen([*command, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    batches = tmp_path / "out" / "runs" / "batches"
+    while running.poll() is None and not (batches.is_dir() and any(batches.glob("*.safetensors"))):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    kept = {path.name: path.stat().st_mtime_ns for path in batches.glob("*.safetensors")}
+
+    # When the same command runs again
+    again = svf(*words)
+
+    assert running.returncode == 130, said
+    assert b"Traceback" not in said
+    assert processes_that_know(str(tmp_path / "out")) == []
+    assert again.status == 0, again.err
+    now = {path.name: path.stat().st_mtime_ns for path in batches.glob("*.safetensors")}
+    assert kept.items() <= now.items()
+
+
+def worker_of(output: Path) -> int:
+    """The process id of the gpu worker whose run writes to ``output``."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes().decode(errors="replace")
+                if b"gpu,reduce" in (entry / "cmdline").read_bytes() and str(output) in environment:
+                    return int(entry.name)
+            except OSError:
+                pass  # it has just ended
+    raise AssertionError(f"no gpu worker writes to {output}")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_under_generate_is_replaced_and_the_bytes_are_right(svf, config, tmp_path):
+    calm = svf("generate", "--config", config, "--output", "calm")
+    assert calm.status == 0, calm.err
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", "from factory.cli import main; main()"]
+    words = ["generate", "--config", str(config), "--output", str(out)]
+    running = subprocess.Popen([*command, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        batches = out / "runs" / "batches"
+        while running.poll() is None and not (batches.is_dir() and any(batches.glob("*.safetensors"))):
+            time.sleep(0.02)
+        first = worker_of(out)
+        os.kill(first, signal.SIGKILL)
+        said, _ = running.communicate(timeout=240)
+    finally:
+        running.kill()
+        running.wait()
+
+    assert running.returncode == 0, said
+    assert "killed by signal 9: starting another" in (out / "steering_vector_generation.log").read_text()
+    for style in (STYLE, "creative_explorer"):
+        one, two = (folder / "steering_vectors" / f"{style}.pt" for folder in (tmp_path / "calm", out))
+        assert one.read_bytes() == two.read_bytes()
+    assert processes_that_know(str(out)) == []
+
+
+def test_a_style_that_cannot_be_made_fails_with_its_reasons_and_the_other_is_made(svf, config, tmp_path):
+    # Given a dataset in which too many pairs are unusable
+    dataset = tmp_path / "out" / "datasets" / f"{STYLE}_pairs.jsonl"
+    dataset.parent.mkdir(parents=True)
+    line = {
+        "question": "Q?",
+        "positive_prompt": "",
+        "positive_response": "same",
+        "negative_prompt": "",
+        "negative_response": "same",
+        "style": STYLE,
+    }
+    dataset.write_text("".join(json.dumps(line | {"pair_id": str(n)}) + "\n" for n in range(4)))
+
+    made = svf("generate", "--config", config, "--output", "out", "--limit", 4)
+
+    assert made.status == 1
+    assert "4 of 4 pairs failed (4 x identical)" in made.out.replace("\n", " ")
+    assert not (tmp_path / "out" / "steering_vectors" / f"{STYLE}.pt").exists()
+    assert (tmp_path / "out" / "steering_vectors" / "creative_explorer.pt").is_file()

@@ -1,0 +1,106 @@
+"""The flow: one chord a style, whose header extracts batches and whose body averages them.
+
+The chord is the accelerator, the ledger is the truth: what is done is asked of the store alone.
+"""
+
+from __future__ import annotations
+
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from factory.celery import app
+from factory.errors import BrokerError
+from factory.planning.plan import Plan
+from factory.run.ledger import Ledger
+from factory.run.pause import reopen_run
+from factory.store import Store
+from workers.flow.chord import retire_chords, send_record
+from workers.flow.extraction import write_style
+
+CANCELLED = "cancelled; what is done is kept, and 'svf resume {run}' goes on from there"
+
+
+def check_broker() -> None:
+    """Fail early and clearly if the broker does not answer.
+
+    Raises:
+        BrokerError: it does not.
+    """
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=3)
+    except (OperationalError, RedisError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        url = app.connection_for_write().as_uri()  # without the password
+        raise BrokerError(
+            f"no broker at {url}: {reason}. Start Redis or Valkey there, set FACTORY_BROKER_URL or broker_url, "
+            "or use 'svf generate', which brings its own"
+        ) from None
+
+
+def submit(plan: Plan, store: Store) -> Ledger:
+    """Write the run and its chords down, then send every style.
+
+    Raises:
+        BrokerError: there is no broker; nothing was sent.
+    """
+    check_broker()
+    ledger = Ledger(store, plan.spec.run_id)
+    ledger.create(plan.spec, plan.batches)
+    ledger.mark_open()  # from here on a guard finishes what we begin
+    for record in [write_style(ledger, part.style.name) for part in plan.spec.styles]:
+        send_record(ledger, record)
+    return ledger
+
+
+def resume(ledger: Ledger, *, max_cost_usd: float | None = None, empty_broker: bool = False) -> list[str]:
+    """Send what is missing of a run; returns the styles that go on.
+
+    A style that failed starts again with what is not done. Of one that still runs, lost messages
+    are sent again; with ``empty_broker`` there are none left, and it starts again too. A run that
+    waits for a person goes on, with the budget ``max_cost_usd`` if one is given.
+
+    Raises:
+        BrokerError: there is no broker.
+    """
+    check_broker()
+    reopen_run(ledger, str(app.conf.broker_url), max_cost_usd)
+    resumed = []
+    running = False
+    for part in ledger.spec.styles:
+        result = ledger.result(part.style.name)
+        if result is None and not empty_broker:
+            running = True
+            resumed.append(part.style.name)
+        elif result is None or result["state"] != "done" or result.get("evaluation") == "failed":
+            restart_style(ledger, part.style.name)
+            resumed.append(part.style.name)
+    ledger.mark_open()
+    if running:
+        from workers.flow.guard import repair_now
+
+        repair_now(ledger)
+    return resumed
+
+
+def restart_style(ledger: Ledger, style: str) -> None:
+    """Begin a style that failed anew, with the batches that are not done."""
+    retire_chords(ledger, style)
+    ledger.forget_given_up(style)
+    ledger.reopen(style)
+    send_record(ledger, write_style(ledger, style))
+
+
+def cancel(ledger: Ledger) -> list[str]:
+    """End what is not done of a run; returns the styles that were ended.
+
+    What is done is kept. Messages stay in the queues, as they cannot be told apart there; each
+    task looks first whether its style has ended.
+    """
+    ended = []
+    for part in ledger.spec.styles:
+        style = part.style.name
+        if ledger.result(style) is None:
+            ledger.finish(style, {"state": "failed", "message": CANCELLED.format(run=ledger.run_id)})
+            ended.append(style)
+    return ended

@@ -1,0 +1,160 @@
+"""What every task shares: its run's ledger and settings, and what makes it safe to run anywhere.
+
+Arguments from the broker are checked, log lines say what they are about, a store that is away for
+a while is waited for, and a task that takes too long is ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import NoReturn
+
+from celery import Task
+from celery.exceptions import MaxRetriesExceededError
+from celery.utils.time import get_exponential_backoff_interval
+from redis.exceptions import RedisError
+
+from factory.config import Settings, load_settings
+from factory.errors import ConfigError, FactoryError, StoreError, TaskTooLong
+from factory.log import about, log
+from factory.pairs.styles import NAME_PATTERN
+from factory.run.ledger import Ledger
+from factory.store import Store
+from workers.flow.attempts import MAX_TRIES, Attempts
+
+DEFAULT_STORE = "runs"
+RUN_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+STORE_RETRIES = 6  # 2 + 4 + ... s: about two minutes
+LONGEST_PAUSE = 60  # s; below the visibility timeout, or the message would be delivered twice
+LONGEST_LOAD = 7200  # s
+Work = Callable[[Ledger, str, int, Settings], None]
+
+LONGEST_WAIT = 120.0  # s, and a third of the visibility timeout, beyond which the message would be delivered twice
+LONGEST_TROUBLE = 1800.0  # s that a batch meets nothing but errors; then a person must look
+
+
+@lru_cache(maxsize=1)
+def machine_settings() -> Settings:
+    """The settings of this worker's machine, read once."""
+    return load_settings()
+
+
+def open_store() -> Store:
+    """The store of this worker's machine."""
+    return Store(machine_settings().store or DEFAULT_STORE)
+
+
+@contextmanager
+def step_of(task: Task, run: str, style: str) -> Iterator[tuple[Ledger, Settings]]:
+    """The ledger and settings for one task.
+
+    A store or broker that cannot be reached makes the task try again a while later.
+
+    Raises:
+        ConfigError: an argument is not a name, the run is not in this machine's store, or it does
+            not make ``style``.
+    """
+    check_arguments(run, style)
+    with about(run, style, task.request.id or "-"):
+        try:
+            ledger = Ledger(open_store(), run)
+            ledger.spec.style_run(style)
+            yield ledger, machine_settings()
+        except (StoreError, RedisError, OSError) as error:
+            _try_again(task, error)
+
+
+def check_arguments(run: object, style: object) -> None:
+    """What comes from the broker is not trusted: both names become paths in the store.
+
+    Raises:
+        ConfigError: one is not a name.
+    """
+    for value, pattern in ((run, RUN_PATTERN), (style, NAME_PATTERN)):
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ConfigError(f"task arguments should be a run and a style, found {str(value)[:80]!r}")
+
+
+def _try_again(task: Task, error: Exception) -> NoReturn:
+    retries = task.request.retries
+    if retries >= STORE_RETRIES:
+        raise error
+    wait = get_exponential_backoff_interval(2, retries, LONGEST_PAUSE, full_jitter=False)
+    log.warning("try %d of %d in %d s: %s", retries + 1, STORE_RETRIES, wait, error)
+    try:
+        raise task.retry(countdown=wait, exc=error, max_retries=STORE_RETRIES) from None
+    except MaxRetriesExceededError:
+        raise error from None
+
+
+_warm: set[str] = set()  # kinds of work that this worker has done once
+
+
+def run_batch(task: Task, run: str, style: str, number: int, work: Work) -> None:
+    """Do ``work`` on one batch, unless its style has ended or the batch has killed its workers.
+
+    Raises:
+        ConfigError: the arguments are not those of a batch of this run.
+        TaskTooLong: it took too long.
+    """
+    with step_of(task, run, style) as (ledger, settings):
+        n_batches = ledger.spec.style_run(style).n_batches
+        if not isinstance(number, int) or not 0 <= number < n_batches:
+            raise ConfigError(f"task arguments should name a batch from 0 to {n_batches - 1}, found {number!r:.80}")
+        if ledger.result(style) is not None:
+            log.info("batch %d: its style has ended", number)  # cancelled, or failed by another batch
+            return
+        came_again = bool((task.request.delivery_info or {}).get("redelivered"))
+        attempts = Attempts(ledger, style, number, came_again, settings.visibility_timeout)
+        if attempts.exhausted():
+            log.error("batch %d: ended its worker %d times and is given up", number, MAX_TRIES)
+            ledger.give_up(style, number, "worker_died")
+            return
+        # The first batch of a worker also fetches and loads the model, which takes as long as it takes.
+        limit = settings.visibility_timeout * 0.9 if work.__name__ in _warm else LONGEST_LOAD
+        with attempts.one(), time_limit(limit, f"batch {number} of style {style!r}"):
+            work(ledger, style, number, settings)
+        _warm.add(work.__name__)
+
+
+@contextmanager
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """End the block with :class:`TaskTooLong` after ``seconds``.
+
+    Celery enforces no limits on threads. The exception is raised in this thread between two
+    instructions of Python: a single call into the device that never returns is not ended by it.
+
+    Raises:
+        TaskTooLong: it took longer.
+    """
+    thread = threading.get_ident()
+
+    def end() -> None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TaskTooLong))
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except TaskTooLong:
+        raise TaskTooLong(
+            f"{what} took longer than {seconds:g} s, nine tenths of visibility_timeout. Take a smaller "
+            "extraction_config.batch_size, or raise visibility_timeout on every machine, then 'svf resume'"
+        ) from None
+    finally:
+        timer.cancel()
+
+
+def come_back(task: Task, wait: float, error: FactoryError, failing_since: float | None) -> NoReturn:
+    """Free the slot and try again in ``wait`` seconds."""
+    named = {**task.request.kwargs, "failing_since": failing_since}
+    task.request.retries = -1  # a wait is no failure: the count is for a store or broker that is away
+    raise task.retry(
+        kwargs=named, countdown=min(wait, LONGEST_WAIT, machine_settings().visibility_timeout / 3), exc=error
+    ) from None
