@@ -25,7 +25,7 @@ PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL
 WIDTH = 100
 ROOMS = {
     "factory": (
-        *("pairs", "teacher", "target", "extraction", "vector", "evaluation"),  # as the data flows
+        *("pairs", "teacher", "target", "extraction", "vector", "evaluation", "benchmark"),  # as the data flows
         *("run", "planning", "steps", "report", "cluster", "commands", "data"),
     ),
     "workers": ("flow",),

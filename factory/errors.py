@@ -43,6 +43,10 @@ class VectorError(ConfigError):
     """A file is not a steering vector, or the vector belongs to another model."""
 
 
+class BenchmarkError(ConfigError):
+    """A benchmark's task or file does not exist or does not hold questions with checkable answers."""
+
+
 class MissingExtra(ConfigError):
     """An optional dependency is needed and not installed; names the extra."""
 

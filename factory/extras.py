@@ -12,6 +12,7 @@ from factory.errors import MissingExtra
 
 EXTRAS = {
     "target": ("torch", "transformers", "safetensors", "accelerate", "gguf", "numpy", "matplotlib"),
+    "benchmark": ("reasoning_gym",),
     "gpu": ("bitsandbytes",),
     "s3": ("s3fs",),
     "flower": ("flower",),
@@ -37,7 +38,16 @@ def require_target() -> None:
     Raises:
         MissingExtra: torch or transformers is not installed.
     """
-    for module in ("torch", "transformers"):
-        error = missing_extra(module)
-        if error and find_spec(module) is None:
+    require_modules("torch", "transformers")
+
+
+def require_modules(*names: str) -> None:
+    """Fail early, and name the extra, where one of these modules is not installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    for name in names:
+        error = missing_extra(name)
+        if error and find_spec(name) is None:
             raise error

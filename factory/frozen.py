@@ -6,4 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
+    """Never changes once made; a field that it does not know is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -6,12 +6,14 @@ runs twice, another style of the run and a resume find them there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from factory.evaluation.thought import OPEN, PhaseBudgets, opens_thought
 from factory.files import hash_of, sha256_of
 from factory.store import Store
 from factory.target.model import Message, Target
@@ -28,10 +30,15 @@ class Questioning:
     max_new_tokens: int
     steering: Steering | None = None
     system: str | None = None
+    examples: tuple[tuple[str, str], ...] = ()  # questions and answers that come before, as turns
+    thought_tokens: int = 0  # of a model that thinks before it answers; 0: no thought is expected
 
     def conversations(self) -> list[list[Message]]:
-        """What the model reads, a conversation a question."""
-        return [as_messages(question, self.system) for question in self.questions]
+        """What the model reads, a conversation per question."""
+        turns: list[Message] = []
+        for question, answer in self.examples:
+            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return [as_messages([*turns, {"role": "user", "content": asked}], self.system) for asked in self.questions]
 
     def key(self, target: Target) -> str:
         """Where the answers lie in the store."""
@@ -49,31 +56,51 @@ class Questioning:
             "system": self.system,
             "max_new_tokens": self.max_new_tokens,
             "steering": added,
+            **({"examples": self.examples} if self.examples else {}),
+            **({"thought_tokens": self.thought_tokens} if self.thought_tokens else {}),
         }
         return f"answers/{hash_of(asked)}.json"
 
 
 def ask(target: Target, questioning: Questioning, store: Store) -> list[str]:
-    """The answers, greedily decoded: from the store if they were given before."""
+    """What the model says, greedily decoded: from the store if it was said before.
+
+    Of a model that thinks, thoughts included: :func:`factory.evaluation.thought.split_thought` takes them off.
+    """
     key = questioning.key(target)
     known = store.read_json(key)
     if known is None:
-        conversations = questioning.conversations()
-        known = []
-        for start in range(0, len(conversations), ANSWER_BATCH):
-            known += generate_batch(
-                target,
-                conversations[start : start + ANSWER_BATCH],
-                steering=questioning.steering,
-                max_new_tokens=questioning.max_new_tokens,
-            )
+        known = _generate(target, questioning)
         store.write_json(key, known)
     return list(known)
 
 
-@torch.inference_mode()
+def _generate(target: Target, questioning: Questioning) -> list[str]:
+    conversations = questioning.conversations()
+    thinking = questioning.thought_tokens > 0 and opens_thought(target)
+    n_tokens = questioning.max_new_tokens + (questioning.thought_tokens if thinking else 0)
+    said: list[str] = []
+    for start in range(0, len(conversations), ANSWER_BATCH):
+        part = conversations[start : start + ANSWER_BATCH]
+        options: dict[str, Any] = {"stopping_criteria": [_budgets(target, questioning)]} if thinking else {}
+        answers = generate_batch(target, part, steering=questioning.steering, max_new_tokens=n_tokens, **options)
+        said += [f"{OPEN}\n{answer}" for answer in answers] if thinking else answers
+    return said
+
+
+def _budgets(target: Target, questioning: Questioning) -> PhaseBudgets:
+    return PhaseBudgets(target, thought_tokens=questioning.thought_tokens, answer_tokens=questioning.max_new_tokens)
+
+
 def perplexities(target: Target, questions: Sequence[str], answers: Sequence[str]) -> list[float | None]:
-    """How surprised the unsteered model is by each answer: exp of the mean loss a token; None if empty."""
+    """How surprised the unsteered model is by each answer: exp of the mean loss per token; None if empty."""
+    found = losses(target, questions, answers)
+    return [None if loss is None else round(math.exp(loss), 3) for loss in found]
+
+
+@torch.inference_mode()
+def losses(target: Target, questions: Sequence[str], answers: Sequence[str]) -> list[float | None]:
+    """The unsteered model's mean loss (nats per token) of each answer after its question; None if empty."""
     if not answers:
         return []
     prompts = [[*target.prompt_ids(as_messages(question)), target.neutral_id] for question in questions]
@@ -83,8 +110,5 @@ def perplexities(target: Target, questions: Sequence[str], answers: Sequence[str
     model: Any = target.model
     output = model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), logits_to_keep=longest + 1)
     logits = output.logits[:, :-1].float()  # [batch, longest, vocabulary]: what is said about the next token
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, -longest:], reduction="none")
-    return [
-        round(float(loss[-len(answer) :].mean().exp()), 3) if answer else None
-        for loss, answer in zip(losses, said, strict=True)
-    ]
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, -longest:], reduction="none")
+    return [float(loss[-len(answer) :].mean()) if answer else None for loss, answer in zip(each, said, strict=True)]

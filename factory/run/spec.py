@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from factory.errors import ConfigError
 from factory.evaluation.spec import EvaluationSpec
 from factory.extraction.spec import ExtractionSpec
@@ -39,7 +41,7 @@ class StyleRun(Frozen):
     n_pairs: int
     n_batches: int
     from_teacher: bool
-    dataset_metadata: dict[str, Any] = {}
+    dataset_metadata: dict[str, Any] = Field(default_factory=dict)
 
 
 class RunSpec(Frozen):

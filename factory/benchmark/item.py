@@ -1,0 +1,56 @@
+"""An item: a question with an answer that a program can check."""
+
+from __future__ import annotations
+
+import string
+
+from factory.files import hash_of
+from factory.frozen import Frozen
+
+LETTERS = string.ascii_uppercase
+ASK_FOR_LETTER = "Answer with the letter of the right choice."
+ASK_FOR_RESULT = "Give the result as your final answer."
+
+
+class Item(Frozen):
+    """One question of a benchmark.
+
+    ``answer`` is a number as text, a letter where there are ``choices``, or a short text. A ``worked``
+    answer shows the way to it. Items are told apart by what they ask: ids differ between sources.
+    """
+
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    worked: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """What the model is asked: the question, its choices by letter, and how to answer."""
+        if not self.choices:
+            known = "final answer" in self.question  # some sources ask for it themselves
+            return self.question if known else f"{self.question} {ASK_FOR_RESULT}"
+        lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)]
+        return "\n".join([self.question, *lines, ASK_FOR_LETTER])
+
+    @property
+    def letters(self) -> str:
+        """The letters of its choices, such as ``"ABCD"``; empty without choices."""
+        return LETTERS[: len(self.choices)]
+
+
+class Task(Frozen):
+    """A named set of items in a fixed order."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all items in their order: two tasks with one hash ask the same."""
+        return hash_of([item.model_dump(mode="json") for item in self.items])
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether every item is multiple choice."""
+        return all(item.choices for item in self.items)
