@@ -29,6 +29,7 @@ COMMANDS = {
     "show": "vectors",
     "steer": "steer",
     "evaluate": "evaluate",
+    "benchmark": "benchmark",
     "report": "report",
     "export": "vectors",
     "download": "setup",

@@ -14,6 +14,7 @@ UNSTEERED = "unsteered"
 PROMPTED = "prompted"
 FEW_SHOT = "few-shot"
 RANDOM = "random"
+STEERED = "steered"
 N_EXAMPLES = 4  # examples in context: as many as the few-shot recipe reads
 
 
@@ -31,16 +32,23 @@ class Condition:
     examples: tuple[tuple[str, str], ...] = ()
 
 
-def baselines(style: Style, pairs: Sequence[ContrastivePair] = ()) -> list[Condition]:
-    """The model as it is, asked for the style in words, and shown examples of it where there are pairs."""
-    found = [Condition(UNSTEERED), Condition(PROMPTED, system=style.instruction())]
+def baselines(style: Style, pairs: Sequence[ContrastivePair] = (), *, of: str = "") -> list[Condition]:
+    """The model as it is, asked for the style in words, and shown examples of it where there are pairs.
+
+    ``of`` names the style in the conditions' names, where a benchmark has several.
+    """
+    named = f" for {of}" if of else ""
+    found = [Condition(UNSTEERED), Condition(PROMPTED + named, system=style.instruction())]
     if pairs:
         shown = tuple((pair.question, pair.positive_response) for pair in pairs[:N_EXAMPLES])
-        found.append(Condition(FEW_SHOT, examples=shown))
+        found.append(Condition(FEW_SHOT + named, examples=shown))
     return found
 
 
 def steered(name: str, steering: Steering) -> list[Condition]:
     """A vector, and a random one of the same norms and strength: what any push of that size does."""
     control = Steering(random_like(steering.vector), steering.strength, steering.key_strength, steering.n_positions)
-    return [Condition(name, steering=steering), Condition(f"{RANDOM} for {name}", steering=control)]
+    return [
+        Condition(name, steering=steering),
+        Condition(RANDOM if name == STEERED else f"{RANDOM} for {name}", steering=control),
+    ]

@@ -130,5 +130,5 @@ def _by_likelihood(target: Target, items: tuple[Item, ...], condition: Condition
 def _held_against(known: Mapping[str, Outcome], outcome: Outcome) -> tuple[Comparison, ...]:
     """``outcome`` against those of the bare and of the prompted model that are known."""
     after = [bool(one) for one in outcome.right]
-    bases = [known[name] for name in HELD_AGAINST if name in known]
+    bases = [base for name, base in known.items() if name.startswith(HELD_AGAINST)]
     return tuple(compare(base.condition, after, [bool(one) for one in base.right]) for base in bases)

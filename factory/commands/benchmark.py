@@ -1,0 +1,201 @@
+"""``svf benchmark``: what vectors do to right answers, on tasks with checkable answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job, output_option
+from factory.errors import VectorError
+from factory.extras import require_target
+from factory.files import shipped_file
+from factory.pairs.dataset import dataset_path, load_pairs
+from factory.pairs.pair import ContrastivePair
+from factory.pairs.styles import load_style
+
+if TYPE_CHECKING:
+    from factory.benchmark.condition import Condition
+    from factory.benchmark.item import Task
+    from factory.benchmark.paired import Comparison, Share
+    from factory.benchmark.run import Budget, Outcome, TaskResult
+    from factory.target.model import Target
+    from factory.vector.vector import SteeringVector
+
+SIGNIFICANT = 0.05
+
+
+@click.command()
+@click.argument("vectors", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--tasks",
+    "-t",
+    "names",
+    multiple=True,
+    default=("gsm_symbolic",),
+    show_default=True,
+    help="gsm_symbolic or another name of reasoning-gym, mmlu, or FILE.jsonl; repeat it or separate by commas.",
+)
+@click.option("--limit", type=click.IntRange(min=2), default=100, show_default=True, help="Items per task.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the items that are made or drawn.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens per answer [default: by task].")
+@click.option("--max-thought-tokens", type=click.IntRange(min=0), default=1024, show_default=True)
+@config_option
+@output_option
+@json_option
+def benchmark(
+    vectors: tuple[Path, ...],
+    *,
+    names: tuple[str, ...],
+    limit: int,
+    seed: int,
+    max_new_tokens: int | None,
+    max_thought_tokens: int,
+    config_file: Path | None,
+    output: Path,
+    as_json: bool,
+) -> int:
+    """Hold VECTORS against the bare, the prompted and the few-shot model on tasks with checkable answers.
+
+    Every condition gets the same items, so that each comparison is paired (McNemar). Answers are kept in
+    the store: a benchmark that was interrupted goes on where it stopped.
+    """
+    require_target()
+    from factory.benchmark.sources import load_task
+
+    job = open_job(config_file, output)
+    listed = [name for group in names for name in group.replace(",", " ").split()]
+    tasks = [load_task(name, limit=limit, seed=seed) for name in listed]  # first: a mistyped name costs nothing
+    from factory.benchmark.run import Budget
+    from factory.vector.vector import SteeringVector
+
+    loaded = {path: SteeringVector.load(path) for path in vectors}
+    console = Console(stderr=True, highlight=False)
+    target = _load(loaded, job, console)
+    conditions = _conditions(loaded, job)
+    budget = Budget(max_new_tokens, max_thought_tokens)
+    results = _run(target, tasks, conditions, job, budget, console=console)
+    if as_json:
+        click.echo(json.dumps([result.model_dump(mode="json") for result in results], ensure_ascii=False))
+    else:
+        _show(results)
+    return 0
+
+
+def _load(loaded: dict[Path, SteeringVector], job: Job, console: Console) -> Target:
+    from factory.target.model import load_target
+
+    models = {vector.model_name for vector in loaded.values()}
+    if len(models) > 1:
+        raise VectorError(f"the vectors are for {len(models)} models ({', '.join(sorted(models))}): give those of one")
+    (name,) = models
+    settings = job.settings
+    hide_loading_bar()
+    with console.status(Text(f"loading {name}")):
+        return load_target(
+            name,
+            settings.device,
+            dtype=settings.dtype,
+            quantize=settings.quantize,
+            trust_remote_code=settings.trust_remote_code,
+        )
+
+
+def _conditions(loaded: dict[Path, SteeringVector], job: Job) -> list[Condition]:
+    """The bare model, then for each style the words and examples for it, then each vector and its random twin."""
+    from factory.benchmark.condition import STEERED, baselines, steered
+    from factory.vector.steer import Steering
+
+    found: dict[str, Condition] = {}
+    names = {vector.style_name for vector in loaded.values()}
+    for name in sorted(names):
+        style = load_style(name, job.settings.styles_dir)
+        pairs = _pairs(job.output, name)
+        for condition in baselines(style, pairs, of=name if len(names) > 1 else ""):
+            found.setdefault(condition.name, condition)
+    for path, vector in loaded.items():
+        for condition in steered(path.stem if len(loaded) > 1 else STEERED, Steering.recommended(vector)):
+            found[condition.name] = condition
+    return list(found.values())
+
+
+def _pairs(output: Path, style: str) -> list[ContrastivePair]:
+    """Pairs of the style to show as examples: the dataset of this output folder, else the one that was shipped."""
+    own = dataset_path(output, style)
+    for path in (own, shipped_file("datasets", own.name)):
+        if path.is_file():
+            return load_pairs(path)
+    return []
+
+
+def _run(
+    target: Target,
+    tasks: Sequence[Task],
+    conditions: Sequence[Condition],
+    job: Job,
+    budget: Budget,
+    *,
+    console: Console,
+) -> list[TaskResult]:
+    from factory.benchmark.run import run_task
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+
+        def run(task: Task) -> TaskResult:
+            row = bar.add_task(task.name, total=len(conditions))
+            return run_task(target, task, conditions, job.store, budget=budget, after=lambda _: bar.advance(row))
+
+        return [run(task) for task in tasks]
+
+
+def _show(results: Sequence[TaskResult]) -> None:
+    console = Console(highlight=False)
+    for result in results:
+        chosen = [outcome.by_likelihood is not None for outcome in result.outcomes]
+        table = Table(box=None, pad_edge=False)
+        heads = ["", "right", "95 %", *(["letter"] if any(chosen) else []), "none", "tokens"]
+        for head in [*heads, "to unsteered", "to prompted"]:
+            table.add_column(head, no_wrap=True)
+        for outcome in result.outcomes:
+            table.add_row(*_row(outcome, likelihood=any(chosen)))
+        console.print(Text(f"\n{result.task}: {result.n_items} items", style="bold"))
+        console.print(table)
+    console.print(
+        "\nnone: answers without a result. tokens: per right answer. letter: right by the likeliest letter. "
+        "to ...: change of the share, with McNemar's exact p (* below 0.05)",
+        style="dim",
+    )
+
+
+def _row(outcome: Outcome, *, likelihood: bool) -> list[Text]:
+    accuracy = outcome.accuracy
+    bases = {comparison.base.split(" ")[0]: comparison for comparison in outcome.comparisons}
+    cells = [
+        outcome.condition,
+        f"{accuracy.share:.0%}",
+        f"{accuracy.low:.0%}-{accuracy.high:.0%}",
+        *([_share(outcome.by_likelihood)] if likelihood else []),
+        str(outcome.unextracted),
+        "" if outcome.tokens_per_right is None else f"{outcome.tokens_per_right:.0f}",
+        *(_comparison(bases.get(base)) for base in ("unsteered", "prompted")),
+    ]
+    return [Text(cell) for cell in cells]
+
+
+def _share(share: Share | None) -> str:
+    return "" if share is None else f"{share.share:.0%}"
+
+
+def _comparison(found: Comparison | None) -> str:
+    if found is None:
+        return ""
+    mark = "*" if found.p < SIGNIFICANT else ""
+    return f"{found.gain:+.0%} p {found.p:.2g}{mark}"
