@@ -18,6 +18,7 @@ ERROR = "[red]error:[/red]"
 
 # Command -> the module of factory/commands that has it, loaded when the command is used.
 COMMANDS = {
+    "init": "init",
     "generate": "generate",
     "estimate": "estimate",
     "enqueue": "runs",
