@@ -225,3 +225,30 @@ def test_the_app_finds_its_tasks_without_torch():
 def test_importing_the_package_does_no_work():
     program = "import sys, factory\nprint([m for m in ('torch', 'celery', 'openai', 'yaml') if m in sys.modules])"
     assert run_python(program).stdout.strip() == "[]"
+
+
+def public_names():
+    """Every public function and class at a module's top, with the modules that define it."""
+    found = {}
+    for module in MODULES:
+        path = ROOT / (module.replace(".", "/") + ".py")
+        for node in ast.parse(path.read_text()).body if path.exists() else ():
+            named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            if named and not node.name.startswith("_"):
+                found.setdefault(node.name, set()).add(module)
+    return found
+
+
+# A command or a task, and the function that does its work, share the name a user types or reads in a queue.
+SHARED_NAMES = {
+    "cancel": {"factory.commands.runs", "workers.flow.submit"},
+    "evaluate": {"factory.commands.evaluate", "factory.evaluation.examiner"},
+    "extract_batch": {"workers.gpu", "factory.extraction.extract"},
+    "generate": {"factory.commands.generate", "factory.vector.steer"},
+    "resume": {"factory.commands.runs", "workers.flow.submit"},
+    "watch": {"factory.commands.runs", "factory.commands.progress"},
+}
+
+
+def test_no_two_public_names_are_the_same_but_those_of_a_command_and_what_it_calls():
+    assert {name: modules for name, modules in public_names().items() if len(modules) > 1} == SHARED_NAMES

@@ -76,11 +76,15 @@ def _show(bars: Progress, row: TaskID, state: StyleProgress, calls: int) -> None
     so_far = state.written + state.extracted + state.evaluated
     complete = total if state.state in ("done", "failed") else min(total - 1, so_far)
     bars.update(
-        row, total=total, completed=complete, mark=marks.get(state.state, "[yellow]!"), note=describe(state, calls)
+        row,
+        total=total,
+        completed=complete,
+        mark=marks.get(state.state, "[yellow]!"),
+        note=describe_progress(state, calls),
     )
 
 
-def describe(state: StyleProgress, calls: int = 0) -> str:
+def describe_progress(state: StyleProgress, calls: int = 0) -> str:
     """A style's progress in a few words; ``calls``: of the teacher that were answered."""
     if state.state in HELD:
         return f"{state.state}: {state.written}/{state.pairs} pairs written"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """What a prompt is asked with: nothing, the vector at each strength, and the style in words."""
 
     target: Target
@@ -82,7 +82,7 @@ def steer(
     return 0
 
 
-def _open(source: str, strengths: Sequence[float | None], max_new_tokens: int, config_file: Path | None) -> Comparison:
+def _open(source: str, strengths: Sequence[float | None], max_new_tokens: int, config_file: Path | None) -> SideBySide:
     from factory.pairs.styles import load_style
     from factory.target.model import load_target
     from factory.vector.sharing import load_shared
@@ -102,7 +102,7 @@ def _open(source: str, strengths: Sequence[float | None], max_new_tokens: int, c
         instruction = load_style(vector.style_name, settings.styles_dir).instruction()
     except (UnknownStyle, ConfigError):  # a vector made by arithmetic, or of somebody else's style
         instruction = None
-    return Comparison(target, vector, strengths, instruction, max_new_tokens)
+    return SideBySide(target, vector, strengths, instruction, max_new_tokens)
 
 
 def _prompts(given: Sequence[str], *, interactive: bool) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A setting: how strongly, at which layers and at how many positions a vector is added."""
+"""A cell of the sweep: how strongly, at which layers and at how many positions a vector is added."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Setting:
+class Cell:
     """One cell of a sweep. ``layers`` is text such as ``"all"`` or ``"8-29"``."""
 
     strength: float
@@ -16,11 +16,11 @@ class Setting:
     key_strength: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """The setting as plain data."""
+        """The cell as plain data."""
         return asdict(self)
 
     def describe(self) -> str:
-        """The setting in a few words."""
+        """The cell in a few words."""
         places = "1 position" if self.n_positions == 1 else f"{self.n_positions} positions"
         keys = f", keys {self.key_strength:g}" if self.key_strength else ""
         return f"strength {self.strength:g}, layers {self.layers}, {places}{keys}"

@@ -1,8 +1,8 @@
 """Evaluation: whether a vector steers, how strongly it should be added, and what that costs.
 
-In three stages, all on questions that no vector has seen. The cheap gate (probe.py) ranks every
-setting of the sweep. The best few answer the questions kept for choosing, and one of them is
-chosen: most answers in the style, hardly any loops. On the remaining questions the chosen setting
+In three stages, all on questions that no vector has seen. The probe ranks every cell
+of the sweep. The best few answer the questions kept for choosing, and one of them is
+chosen: most answers in the style, hardly any loops. On the remaining questions the chosen cell
 is held against the unsteered model, the prompted one, a random and the negated vector. Choosing
 and measuring use different questions, so that the reported effect is not the luck of the choice.
 
@@ -22,9 +22,9 @@ from torch import Tensor
 from factory.errors import ConfigError
 from factory.evaluation.answers import Questioning, ask, perplexities
 from factory.evaluation.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, share_right
-from factory.evaluation.cell import Setting
+from factory.evaluation.cell import Cell
 from factory.evaluation.judged import Scorer
-from factory.evaluation.probe import Probe, Reading, apply_setting, layers_of
+from factory.evaluation.probe import Probe, Reading, apply_cell, layers_of
 from factory.evaluation.score import score
 from factory.evaluation.spec import BASELINES, EvaluationSpec
 from factory.evaluation.verdict import Entry, Evaluation, choose_cell, conclude, specificity_of
@@ -40,10 +40,10 @@ SAMPLE = 8  # answers whose perplexity is measured: reading them costs as much a
 ENOUGH = math.log(0.5)  # log-probability of the openings above which more strength adds loops only
 
 
-def settings_of(spec: EvaluationSpec) -> list[Setting]:
-    """Every setting of the sweep."""
+def sweep_cells(spec: EvaluationSpec) -> list[Cell]:
+    """Every cell of the sweep."""
     return [
-        Setting(strength, layers, n_positions, key_strength)
+        Cell(strength, layers, n_positions, key_strength)
         for layers in spec.layer_sets
         for n_positions in spec.positions
         for key_strength in spec.key_strengths
@@ -70,13 +70,13 @@ class Examiner:
             rank = int(part.removeprefix("cell-"))
             readings = self.readings()
             return self._try(part, readings[rank]) | ({"gate": readings} if rank == 0 else {})
-        setting = Setting(**choose_cell(done, self.spec)["setting"])
+        cell = Cell(**choose_cell(done, self.spec)["setting"])
         if part == "capability":
-            return self._capability(setting)
-        return self._measure(part, self._steering(part, setting))
+            return self._capability(cell)
+        return self._measure(part, self._steering(part, cell))
 
     def readings(self) -> list[dict[str, Any]]:
-        """What the cheap gate says of every setting, the most promising first."""
+        """What the probe reads of every cell, the most promising first."""
         tensors = [self.vector.key_vector, self.vector.value_vector]
         asked = {
             "model": [self.target.name, self.target.revision, self.target.dtype],
@@ -93,12 +93,12 @@ class Examiner:
 
     def _read_all(self) -> list[dict[str, Any]]:
         probe = Probe(self.target, self.style, self.spec.probe_questions)
-        readings = [probe.read(self.vector, setting) for setting in self._usable_settings()]
+        readings = [probe.read(self.vector, cell) for cell in self._usable_cells()]
         return [reading.to_json() for reading in rank(readings, self.spec.cells)]
 
-    def _usable_settings(self) -> list[Setting]:
+    def _usable_cells(self) -> list[Cell]:
         """The sweep without layer sets that this vector does not hold."""
-        usable = [setting for setting in settings_of(self.spec) if layers_of(self.vector, setting)]
+        usable = [cell for cell in sweep_cells(self.spec) if layers_of(self.vector, cell)]
         if not usable:
             raise ConfigError(
                 f"evaluation.layer_sets {list(self.spec.layer_sets)} hold none of the vector's layers "
@@ -107,10 +107,10 @@ class Examiner:
         return usable
 
     def _try(self, part: str, reading: dict[str, Any]) -> Entry:
-        """One setting of the sweep, on the questions kept for choosing."""
-        setting = Setting(**reading["setting"])
-        steering = apply_setting(self.vector, setting)
-        tried = {"setting": setting.to_json(), "layers": steering.vector.layer_indices}
+        """One cell of the sweep, on the questions kept for choosing."""
+        cell = Cell(**reading["setting"])
+        steering = apply_cell(self.vector, cell)
+        tried = {"setting": cell.to_json(), "layers": steering.vector.layer_indices}
         return tried | self._measure(part, steering) | {name: reading[name] for name in ("openings", "moved")}
 
     def _measure(self, part: str, steering: Steering | None, system: str | None = None) -> Entry:
@@ -130,30 +130,30 @@ class Examiner:
         judged, cost = self.scorer(questions, answers)
         return {"judged": judged, "cost_usd": cost}
 
-    def _steering(self, part: str, setting: Setting) -> Steering:
-        steering = apply_setting(self.vector, setting)
+    def _steering(self, part: str, cell: Cell) -> Steering:
+        steering = apply_cell(self.vector, cell)
         if part == "random":
             return replace(steering, vector=random_like(steering.vector))
         if part == "negated":
             return replace(steering, vector=-steering.vector)
         return steering
 
-    def _capability(self, setting: Setting) -> Entry:
+    def _capability(self, cell: Cell) -> Entry:
         questions = tuple(exact.question for exact in EXACT_QUESTIONS)
         shares = {}
-        for name, steering in {"unsteered": None, "steered": self._steering("steered", setting)}.items():
+        for name, steering in {"unsteered": None, "steered": self._steering("steered", cell)}.items():
             questioning = Questioning(questions, EXACT_ANSWER_TOKENS, steering)
             shares[name] = share_right(ask(self.target, questioning, self.store))
         return {"n": len(questions), **shares}
 
 
 def rank(readings: Sequence[Reading], count: int) -> list[Reading]:
-    """The readings, those ``count`` first whose settings deserve real answers.
+    """The readings, those ``count`` first whose cells deserve real answers.
 
-    Openings become likelier with strength until the model only loops, which the gate cannot see.
+    Openings become likelier with strength until the model only loops, which the probe cannot see.
     Measured: around a probability of one half most answers are in the style, above it only loops
-    are gained. So the settings nearest to one half come first, whichever layers they have; the last
-    place goes to the weakest strength, in case that all others loop.
+    are gained. So the cells nearest to one half come first, whichever layers they have; the last
+    place goes to the weakest strength, in case all others loop.
     """
     ranked = sorted(readings, key=lambda reading: abs(reading.openings - ENOUGH))
     weakest = min(ranked, key=lambda reading: abs(reading.setting.strength))

@@ -1,7 +1,7 @@
-"""The cheap gate: what a vector does to the first words, before anything is generated.
+"""The probe: what a vector does to the first words, before anything is generated.
 
-One forward pass a question over the edited cache tells how likely the style's openings have
-become, and how far the next token's distribution moved. Seconds for dozens of settings; it says
+One forward pass per question over the edited cache tells how likely the style's openings have
+become, and how far the next token's distribution moved. It takes seconds for dozens of cells, and says
 which few deserve real answers. It cannot see loops: those need answers.
 """
 
@@ -15,25 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factory.evaluation.cell import Setting
+from factory.evaluation.cell import Cell
 from factory.pairs.styles import Style
 from factory.target.layers import parse_layers
 from factory.target.model import Target
 from factory.vector.steer import Steering, add_vector, as_messages, left_padded, positions_of, steered_cache
 from factory.vector.vector import SteeringVector
 
-MANY_LAYERS = 10_000  # more than any model has: a setting may name layers that this one lacks
+MANY_LAYERS = 10_000  # more than any model has: a cell may name layers that this one lacks
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one setting does, averaged over questions.
+    """What one cell does, averaged over questions.
 
     ``openings``: log-probability (nats) of the likeliest of the style's openings. ``moved``: KL
     divergence (nats) of the next token's distribution from the unsteered one.
     """
 
-    setting: Setting
+    setting: Cell
     openings: float
     moved: float
 
@@ -43,7 +43,7 @@ class Reading:
 
 
 class Probe:
-    """Held-out questions, read once, to which settings of one vector are applied in turn."""
+    """Held-out questions, read once, to which the cells of one vector are applied in turn."""
 
     def __init__(self, target: Target, style: Style, questions: Sequence[str]) -> None:
         prompts = [[*target.prompt_ids(as_messages(question)), target.neutral_id] for question in questions]
@@ -54,15 +54,15 @@ class Probe:
         self.before = self._next_token(self.cache)
 
     @torch.inference_mode()
-    def read(self, vector: SteeringVector, setting: Setting) -> Reading:
-        """What ``setting`` does."""
+    def read(self, vector: SteeringVector, cell: Cell) -> Reading:
+        """What ``cell`` does."""
         cache = copy.deepcopy(self.cache)
-        add_vector(self.target, cache, positions_of(self.mask)[:, :-1], apply_setting(vector, setting))
+        add_vector(self.target, cache, positions_of(self.mask)[:, :-1], apply_cell(vector, cell))
         after = self._next_token(cache)  # [n_questions, vocabulary], log-probabilities
         moved = (after.exp() * (after - self.before)).sum(dim=1).mean()
         likely = [self._likelihood(cache, opening) for opening in self.openings]
         openings = torch.stack(likely).amax(dim=0).mean() if likely else torch.tensor(0.0)
-        return Reading(setting, round(float(openings), 4), round(float(moved), 4))
+        return Reading(cell, round(float(openings), 4), round(float(moved), 4))
 
     @torch.inference_mode()
     def unsteered(self) -> float:
@@ -96,19 +96,19 @@ class Probe:
         return torch.as_tensor(output.logits).float()
 
 
-def layers_of(vector: SteeringVector, setting: Setting) -> list[int]:
-    """Those of the vector's layers that ``setting`` names; maybe none."""
-    if setting.layers.strip() == "all":
+def layers_of(vector: SteeringVector, cell: Cell) -> list[int]:
+    """Those of the vector's layers that ``cell`` names; maybe none."""
+    if cell.layers.strip() == "all":
         return list(vector.layer_indices)
-    named = parse_layers(setting.layers, MANY_LAYERS)
+    named = parse_layers(cell.layers, MANY_LAYERS)
     return [layer for layer in vector.layer_indices if layer in named]
 
 
-def apply_setting(vector: SteeringVector, setting: Setting) -> Steering:
-    """The vector as ``setting`` wants it."""
+def apply_cell(vector: SteeringVector, cell: Cell) -> Steering:
+    """The vector as ``cell`` wants it."""
     return Steering(
-        vector.at_layers(layers_of(vector, setting)),
-        strength=setting.strength,
-        key_strength=setting.key_strength,
-        n_positions=setting.n_positions,
+        vector.at_layers(layers_of(vector, cell)),
+        strength=cell.strength,
+        key_strength=cell.key_strength,
+        n_positions=cell.n_positions,
     )

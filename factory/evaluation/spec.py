@@ -12,7 +12,7 @@ CHECKS = ("steered", *CONTROLS, "capability")
 class EvaluationSpec(Frozen):
     """The held-out questions and the sweep.
 
-    The setting is chosen on ``choice_questions`` and measured on ``questions``; none is in both.
+    The cell is chosen on ``choice_questions`` and measured on ``questions``; none is in both.
     """
 
     questions: tuple[str, ...]
@@ -29,17 +29,21 @@ class EvaluationSpec(Frozen):
 
     @property
     def first_parts(self) -> list[str]:
-        """The parts of an evaluation that need no choice: baselines, and the settings that the gate found best."""
-        n_settings = len(self.strengths) * len(self.positions) * len(self.layer_sets) * len(self.key_strengths)
-        return [*BASELINES, *(f"cell-{rank}" for rank in range(min(self.cells, n_settings)))]
+        """The parts of an evaluation that need no choice: baselines, and the cells that the probe ranks first."""
+        n_cells = len(self.strengths) * len(self.positions) * len(self.layer_sets) * len(self.key_strengths)
+        return [*BASELINES, *(f"cell-{rank}" for rank in range(min(self.cells, n_cells)))]
 
     @property
     def parts(self) -> list[str]:
-        """Every part of an evaluation, in order; the checks of the chosen setting come last."""
+        """Every part of an evaluation, in order; the checks of the chosen cell come last."""
         return [*self.first_parts, *CHECKS]
 
     def questions_of(self, part: str) -> tuple[str, ...]:
-        """Which of them a part asks: a setting those for choosing, a control every second of the others."""
+        """The questions that ``part`` asks.
+
+        Cells of the sweep use the choice questions; baselines and the chosen cell use the held-out
+        ones; the two controls use every second of those.
+        """
         if part == "capability":
             return ()  # it has its own, with known answers
         if part.startswith("cell-"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from factory.evaluation.cell import Setting
+from factory.evaluation.cell import Cell
 from factory.evaluation.score import gain, summary
 from factory.evaluation.spec import BASELINES, CONTROLS, EvaluationSpec
 from factory.pairs.styles import Style
@@ -21,16 +21,15 @@ Entry = dict[str, Any]  # what became of one part
 
 
 def cells_of(done: Mapping[str, Entry]) -> list[Entry]:
-    """What became of the settings that answered, in the order in which the gate ranked them."""
+    """What became of the cells that answered, in the order in which the probe ranked them."""
     ranks = sorted(int(part.removeprefix("cell-")) for part in done if part.startswith("cell-"))
     return [done[f"cell-{rank}"] for rank in ranks]
 
 
 def choose_cell(done: Mapping[str, Entry], spec: EvaluationSpec) -> Entry:
-    """The setting with most answers in the style among those that hardly loop.
+    """The cell with most answers in the style among those that hardly loop.
 
     Of equals the one that loops least, then the one with most markers, then the most fluent.
-
     Where all of them loop, the one that loops least.
     """
     cells = cells_of(done)
@@ -49,13 +48,13 @@ class Evaluation:
 
     ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
     ``interval`` its 95 % bootstrap interval; ``marker_gain`` the gain in markers an answer.
-    ``measured`` holds the figures of each state of the model, ``cells`` those of the settings that
-    answered, ``gate`` what the cheap gate read of every setting; ``judged`` a judge's scores of
+    ``measured`` holds the figures of each state of the model, ``cells`` those of the cells that
+    answered, ``gate`` what the probe read of every cell; ``judged`` a judge's scores of
     each state, if one was asked.
     """
 
     style: str
-    setting: Setting
+    setting: Cell
     layers: list[int]
     effect: float
     interval: list[float]
@@ -83,11 +82,11 @@ def conclude(
     steered, unsteered = done["steered"]["figures"], done["unsteered"]["figures"]
     effect, interval = gain(steered["in_style"], unsteered["in_style"])
     marker_gain, marker_interval = gain(steered["shown"], unsteered["shown"])
-    verdict, advice = judge(effect, interval, marker_interval, steered["loops"], spec.max_loops)
+    verdict, advice = verdict_of(effect, interval, marker_interval, steered["loops"], spec.max_loops)
     chosen = choose_cell(done, spec)
     return Evaluation(
         style=style.name,
-        setting=Setting(**chosen["setting"]),
+        setting=Cell(**chosen["setting"]),
         layers=chosen["layers"],
         effect=effect,
         interval=interval,
@@ -96,7 +95,7 @@ def conclude(
         verdict=verdict,
         advice=_advise(advice, verdict, done["prompted"]["figures"]["share"]),
         measured={part: summary(done[part]["figures"]) for part in (*BASELINES, "steered", *CONTROLS)},
-        cells=[{**_without_gate(cell), "figures": summary(cell["figures"])} for cell in cells_of(done)],
+        cells=[{**_without_probe(cell), "figures": summary(cell["figures"])} for cell in cells_of(done)],
         gate=done["cell-0"]["gate"],
         capability=done["capability"],
         specificity=specificity,
@@ -117,11 +116,11 @@ def _advise(advice: str, verdict: str, prompted: float) -> str:
     return advice
 
 
-def _without_gate(cell: Entry) -> Entry:
+def _without_probe(cell: Entry) -> Entry:
     return {name: value for name, value in cell.items() if name not in ("gate", "cost_usd")}
 
 
-def judge(
+def verdict_of(
     effect: float, interval: list[float], marker_interval: list[float], loops: float, max_loops: float
 ) -> tuple[str, str]:
     """A verdict in plain words, and what to try next where it is not the best."""

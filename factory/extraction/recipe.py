@@ -155,7 +155,7 @@ def _shuffled(pairs: Sequence[ContrastivePair], seed: str) -> list[ContrastivePa
     return sorted(pairs, key=lambda pair: hashlib.sha256(f"{seed}\n{pair.pair_id}".encode()).digest())
 
 
-def check_pair(pair: ContrastivePair, target: Target, recipe: Recipe) -> None:
+def require_readable(pair: ContrastivePair, target: Target, recipe: Recipe) -> None:
     """Refuse a pair that would make a wrong difference, or spoil others as their example.
 
     Raises:
@@ -189,7 +189,7 @@ def usable_pairs(
     usable, rejected = [], []
     for pair in pairs:
         try:
-            check_pair(pair, target, recipe)
+            require_readable(pair, target, recipe)
             usable.append(pair)
         except PairRejected as rejection:
             rejected.append((pair, rejection))
@@ -240,7 +240,7 @@ def render(
         UnknownRecipe: there is no such recipe.
     """
     how = as_recipe(recipe)
-    check_pair(pair, target, how)
+    require_readable(pair, target, how)
     batches = cut_batches(list(pairs or [pair]), batch_size)
     batch = next((batch for batch in batches if any(other.pair_id == pair.pair_id for other in batch)), [pair])
     return render_in_group(pair, usable_pairs(batch, target, how)[0], target, how)

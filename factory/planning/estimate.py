@@ -14,7 +14,7 @@ from factory.config import Settings
 from factory.evaluation.judged import count_judged
 from factory.evaluation.spec import EvaluationSpec
 from factory.pairs.styles import Style
-from factory.planning.plan import Choice, describe_repeats, merge_repeats, plan_pairs
+from factory.planning.plan import Supply, describe_repeats, merge_repeats, plan_pairs
 from factory.planning.reading_time import ReadingTime, estimate_reading, tokens_a_pair, usual_lengths
 from factory.planning.specify import plan_evaluation, plan_extraction, plan_teacher
 from factory.store import Store
@@ -97,9 +97,9 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
     evaluation = plan_evaluation(settings) if settings.output_config.generate_analysis_reports else None
     usual = min(teacher.max_response_tokens, likely_tokens(USUAL_ANSWER))
     styles = []
-    for style, choice in planned:
-        read = tokens_a_pair(extraction, *usual_lengths(choice.pairs, usual))
-        styles.append(_estimate_style(Asking(teacher, store, usual), style, choice, evaluation, read))
+    for style, supply in planned:
+        read = tokens_a_pair(extraction, *usual_lengths(supply.pairs, usual))
+        styles.append(_estimate_style(Asking(teacher, store, usual), style, supply, evaluation, read))
     calls = sum(part.calls for part in styles)
     rate = settings.calls_per_minute
     n_pairs, tokens = sum(part.pairs for part in styles), sum(part.target_tokens for part in styles)
@@ -109,7 +109,7 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
         price_source=price_source(teacher),
         minutes_by_rate=round(calls / rate, 1) if rate and calls else None,
         reading=estimate_reading(settings, extraction, store, n_pairs=n_pairs, tokens=tokens),
-        repeated_questions=merge_repeats([choice for _, choice in planned]),
+        repeated_questions=merge_repeats([supply for _, supply in planned]),
         styles=styles,
     )
 
@@ -157,23 +157,23 @@ class Asking:
 
 
 def _estimate_style(
-    asking: Asking, style: Style, choice: Choice, evaluation: EvaluationSpec | None, tokens_read: float
+    asking: Asking, style: Style, supply: Supply, evaluation: EvaluationSpec | None, tokens_read: float
 ) -> StyleEstimate:
     calls: list[_Call] = []
     n_cached = 0
-    for question in choice.missing:
+    for question in supply.missing:
         unpaid, n_known = asking.answers(style, question)
         calls += unpaid
         n_cached += n_known
     if evaluation and evaluation.judge_model:
         _, call = asking.judgement(evaluation.judge_model, style, evaluation.questions[0], None)
         calls += call * count_judged(evaluation)
-    pairs = len(choice.pairs) + len(choice.missing)
+    pairs = len(supply.pairs) + len(supply.missing)
     spec = asking.spec
     return StyleEstimate(
         style=style.name,
         pairs=pairs,
-        to_write=len(choice.missing),
+        to_write=len(supply.missing),
         calls=len(calls),
         cached_calls=n_cached,
         input_tokens=sum(call.input_tokens for call in calls),

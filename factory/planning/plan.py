@@ -82,7 +82,7 @@ class StyleRequest:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Supply:
     """What a style is made from: pairs that exist, and questions that are still to be answered.
 
     ``repeated``: questions that are not, each with the one that it nearly repeats.
@@ -112,10 +112,10 @@ def plan_run(
     """
     check_layers(settings.extraction_config.target_layers, count_layers(settings.target_model))
     requests = [_request(settings, name, limit, (questions or {}).get(name)) for name in settings.styles]
-    choices = [_choose(settings, request, output) for request in requests]  # refuses before anything is written
+    supplies = [_supply_of(settings, request, output) for request in requests]  # refuses before anything is written
     teacher = plan_teacher(settings)
-    for request, choice in zip(requests, choices, strict=True):
-        if choice.missing:
+    for request, supply in zip(requests, supplies, strict=True):
+        if supply.missing:
             _require_key(settings, request.style.name)
             require_price(teacher, settings.max_cost_usd)
     evaluation = plan_evaluation(settings) if settings.output_config.generate_analysis_reports else None
@@ -123,16 +123,16 @@ def plan_run(
         _require_judge(settings, judge_spec(teacher, evaluation.judge_model))
     parts: list[StyleRun] = []
     batches: dict[str, list[BatchSpec]] = {}
-    for request, choice in zip(requests, choices, strict=True):
-        specs = _batch_specs(choice.pairs, choice.missing, store, settings)
+    for request, supply in zip(requests, supplies, strict=True):
+        specs = _batch_specs(supply.pairs, supply.missing, store, settings)
         batches[request.style.name] = specs
         parts.append(
             StyleRun(
                 style=request.style,
                 n_pairs=sum(spec.n_pairs for spec in specs),
                 n_batches=len(specs),
-                from_teacher=bool(choice.missing),
-                dataset_metadata=choice.metadata,
+                from_teacher=bool(supply.missing),
+                dataset_metadata=supply.metadata,
             )
         )
     spec = RunSpec(
@@ -147,22 +147,22 @@ def plan_run(
         keep_differences=settings.output_config.save_intermediate_files,
         gpu_queue=model_queue(settings.target_model) if settings.gpu_queue == "model" else "gpu",
     )
-    return Plan(spec, batches, merge_repeats(choices))
+    return Plan(spec, batches, merge_repeats(supplies))
 
 
-def merge_repeats(choices: Sequence[Choice]) -> dict[str, str]:
+def merge_repeats(supplies: Sequence[Supply]) -> dict[str, str]:
     """The repeated questions of all styles: most often they are the same."""
-    return {question: earlier for choice in choices for question, earlier in choice.repeated.items()}
+    return {question: earlier for supply in supplies for question, earlier in supply.repeated.items()}
 
 
-def plan_pairs(settings: Settings, output: Path, *, limit: int | None = None) -> list[tuple[Style, Choice]]:
+def plan_pairs(settings: Settings, output: Path, *, limit: int | None = None) -> list[tuple[Style, Supply]]:
     """For each style the pairs that exist already, and the questions that the teacher would be asked.
 
     Raises:
         ConfigError: unknown style, no questions, or a damaged dataset.
     """
     requests = [_request(settings, name, limit, None) for name in settings.styles]
-    return [(request.style, _choose(settings, request, output)) for request in requests]
+    return [(request.style, _supply_of(settings, request, output)) for request in requests]
 
 
 def _request(settings: Settings, name: str, limit: int | None, own: list[str] | None) -> StyleRequest:
@@ -199,17 +199,17 @@ def _existing_pairs(
     return {}, []
 
 
-def _choose(settings: Settings, request: StyleRequest, output: Path) -> Choice:
+def _supply_of(settings: Settings, request: StyleRequest, output: Path) -> Supply:
     """Which pairs of a dataset are used, and which questions are still to be answered."""
     metadata, pairs = _existing_pairs(settings, request, output)
     chosen = list(pairs[: request.limit])
     if pairs and not settings.extend:
-        return Choice(metadata, chosen, [], {})
+        return Supply(metadata, chosen, [], {})
     answered = dict.fromkeys(pair.question for pair in pairs)
     missing = [question for question in request.questions if question not in answered]
     repeated = _repeated_questions((*answered, *missing), len(answered))
     room = None if request.limit is None else max(0, request.limit - len(chosen))
-    return Choice(metadata, chosen, [question for question in missing if question not in repeated][:room], repeated)
+    return Supply(metadata, chosen, [question for question in missing if question not in repeated][:room], repeated)
 
 
 @lru_cache(maxsize=8)  # most often all styles have the same questions

@@ -136,19 +136,19 @@ def compared_figure(name: str, measured: dict[str, dict[str, Any]]) -> str:
     return to_svg(figure, name, "Answers in the style", "; ".join(words))
 
 
-def gate_figure(name: str, gate: Sequence[dict[str, Any]]) -> str:
-    """The cheap gate: how likely the style's openings become, by layer set and strength."""
-    rows = sorted({_row_of(reading["setting"]) for reading in gate})
-    columns = sorted({reading["setting"]["strength"] for reading in gate})
+def probe_figure(name: str, readings: Sequence[dict[str, Any]]) -> str:
+    """The probe: how likely the style's openings become, by layer set and strength."""
+    rows = sorted({_row_of(reading["setting"]) for reading in readings})
+    columns = sorted({reading["setting"]["strength"] for reading in readings})
     numbers = [[float("nan")] * len(columns) for _ in rows]
-    for reading in gate:
+    for reading in readings:
         at = rows.index(_row_of(reading["setting"])), columns.index(reading["setting"]["strength"])
         numbers[at[0]][at[1]] = reading["openings"]
     figure, axes = _axes((SIZE[0], 1.1 + 0.3 * len(rows)))
     _heat(axes, numbers, rows, [f"{column:g}" for column in columns], "{:.1f}")
     axes.set_xlabel("strength")
-    words = [f"{_row_of(r['setting'])}, strength {r['setting']['strength']:g}: {r['openings']:.1f}" for r in gate]
-    return to_svg(figure, name, "Gate: log-probability of the style's openings (nats)", "; ".join(words))
+    words = [f"{_row_of(r['setting'])}, strength {r['setting']['strength']:g}: {r['openings']:.1f}" for r in readings]
+    return to_svg(figure, name, "Probe: log-probability of the style's openings (nats)", "; ".join(words))
 
 
 def _row_of(setting: dict[str, Any]) -> str:

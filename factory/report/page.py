@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from factory.evaluation.cell import Setting
+from factory.evaluation.cell import Cell
 from factory.extras import DISTRIBUTION
 from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.pair import ContrastivePair
@@ -59,7 +59,7 @@ class StyleSection:
     @property
     def setting(self) -> str:
         """How the evaluation adds the vector, in a few words."""
-        return Setting(**self.evaluation["setting"]).describe() if self.evaluation else ""
+        return Cell(**self.evaluation["setting"]).describe() if self.evaluation else ""
 
     @property
     def quality(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _figures(style: str, vector: SteeringVector, evaluation: dict[str, Any] | No
     if evaluation:
         made["sweep"] = figures.sweep_figure(f"{style}-sweep", evaluation)
         made["compared"] = figures.compared_figure(f"{style}-compared", evaluation["measured"])
-        made["gate"] = figures.gate_figure(f"{style}-gate", evaluation["gate"])
+        made["probe"] = figures.probe_figure(f"{style}-probe", evaluation["gate"])
     return {name: Markup(svg) for name, svg in made.items()}  # figures.py escapes
 
 

@@ -56,7 +56,7 @@ def target_of(run: RunSpec, settings: Settings) -> Target:
     """
     import torch
 
-    from factory.target.layers import depth_of
+    from factory.target.layers import depth_to_read
 
     spec = run.extraction
     if spec.target_model not in settings.models_allowed:
@@ -66,7 +66,7 @@ def target_of(run: RunSpec, settings: Settings) -> Target:
         )
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    depth = depth_of(spec.target_layers) if run.evaluation is None else None
+    depth = depth_to_read(spec.target_layers) if run.evaluation is None else None
     return load_resident_target(
         spec.target_model, settings.device, spec.dtype, spec.quantize, settings.trust_remote_code, depth
     )

@@ -40,7 +40,7 @@ def _parse_ranges(text: str) -> list[int]:
     return layers
 
 
-def depth_of(layers: str | int | Sequence[int] | range) -> int | None:
+def depth_to_read(layers: str | int | Sequence[int] | range) -> int | None:
     """How many of a model's layers it takes to read ``layers``; None: all of them."""
     if isinstance(layers, str) and layers.strip() == "all":
         return None

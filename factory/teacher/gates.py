@@ -94,7 +94,7 @@ def copies(text: str, instruction: str, n_words: int = COPIED) -> bool:
     return False
 
 
-def check_pair(positive: str, negative: str) -> Verdict:
+def compare_answers(positive: str, negative: str) -> Verdict:
     """Hold the two answers against each other: identical ones fail, unequal lengths are a warning."""
     ratio = len(positive.split()) / max(1, len(negative.split()))
     similarity = fuzz.ratio(positive, negative)

@@ -30,7 +30,7 @@ from factory.pairs.pair import ContrastivePair
 from factory.pairs.styles import Style
 from factory.store import Store
 from factory.teacher.client import Payer, Reply, Teacher, build_request, request_key, stored_reply
-from factory.teacher.gates import Verdict, check_answer, check_pair, find_duplicates, reject
+from factory.teacher.gates import Verdict, check_answer, compare_answers, find_duplicates, reject
 from factory.teacher.judge import as_judge, judge_pair, judge_prompt, judge_spec
 from factory.teacher.spec import TeacherSpec
 
@@ -39,7 +39,7 @@ PATIENCE = 120.0  # s that a batch holds its worker before it lets others go on;
 
 
 @dataclass(frozen=True)
-class Answer:
+class WrittenAnswer:
     """One side of a pair that passed its gates."""
 
     prompt: str
@@ -58,10 +58,10 @@ def write_pair(teacher: Teacher, style: Style, question: str, batch: int) -> Con
     positive_prompt, negative_prompt = style.prompts_for(question)
     positive = _answer(teacher, style, question, positive_prompt, positive=True)
     negative = _answer(teacher, style, question, negative_prompt, positive=False)
-    between = check_pair(positive.reply.text, negative.reply.text)
+    between = compare_answers(positive.reply.text, negative.reply.text)
     if not between.passed and positive.attempt == 0:
         positive = _answer(teacher, style, question, positive_prompt, positive=True, attempts=ATTEMPTS[1:])
-        between = check_pair(positive.reply.text, negative.reply.text)
+        between = compare_answers(positive.reply.text, negative.reply.text)
     judged, judge_replies = Verdict({}), list[dict[str, Any]]()
     if between.passed and teacher.spec.judge_model:
         judge = as_judge(teacher, teacher.spec.judge_model)
@@ -105,7 +105,7 @@ def _answer(
     *,
     positive: bool,
     attempts: Sequence[int] = ATTEMPTS,
-) -> Answer:
+) -> WrittenAnswer:
     """The first answer that passes; each attempt is another request."""
     verdict, text = Verdict({}), ""
     for attempt in attempts:
@@ -117,7 +117,7 @@ def _answer(
         text = reply.text
         verdict = check_answer(text, style, prompt, question, positive=positive)
         if verdict.passed:
-            return Answer(prompt, reply, verdict, attempt)
+            return WrittenAnswer(prompt, reply, verdict, attempt)
     side = "positive" if positive else "negative"
     raise reject(question, verdict, side=side, prompt=prompt, response=text, checks={side: verdict.figures})
 

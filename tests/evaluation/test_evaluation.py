@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from factory.config import Settings
 from factory.errors import ConfigError, StoreError
 from factory.evaluation.bootstrap import bootstrap_interval
-from factory.evaluation.cell import Setting
+from factory.evaluation.cell import Cell
 from factory.evaluation.examiner import Examiner, evaluate, random_like
-from factory.evaluation.probe import Probe, apply_setting
+from factory.evaluation.probe import Probe, apply_cell
 from factory.evaluation.score import gain, score
 from factory.evaluation.spec import EvaluationSpec
-from factory.evaluation.verdict import add_evaluation, choose_cell, judge, specificity_of
+from factory.evaluation.verdict import add_evaluation, choose_cell, specificity_of, verdict_of
 from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.styles import Style, load_style
 from factory.planning.specify import plan_evaluation
@@ -162,7 +162,7 @@ def test_the_verdict_lies_in_the_vector_and_steering_uses_it(target, planted):
 def test_the_gate_sees_that_openings_become_likelier(target, planted):
     vector, style = planted
     probe = Probe(target, style, SPEC.probe_questions)
-    weak, strong = (probe.read(vector, Setting(strength)) for strength in (0.0, STRONG))
+    weak, strong = (probe.read(vector, Cell(strength)) for strength in (0.0, STRONG))
     assert weak.openings == pytest.approx(probe.unsteered(), abs=1e-3)
     assert weak.moved == pytest.approx(0, abs=1e-4)
     assert strong.openings > weak.openings
@@ -190,7 +190,7 @@ def test_a_random_control_has_the_same_norm_at_every_layer_and_another_direction
 
 def test_a_setting_names_layers_that_the_vector_may_lack(target):
     vector = make_vector(target).at_layers([1, 2])
-    assert apply_setting(vector, Setting(1.0, layers="2-29")).vector.layer_indices == [2]
+    assert apply_cell(vector, Cell(1.0, layers="2-29")).vector.layer_indices == [2]
     spec = SPEC.model_copy(update={"layer_sets": ("20-29",)})
     with pytest.raises(ConfigError, match="layer_sets"):
         Examiner(target, vector, make_style(), spec, Store("memory://none")).readings()
@@ -203,7 +203,7 @@ STRICT = SPEC.model_copy(update={"max_loops": 0.1})
 
 def cell(strength, share, loops):
     figures = {"share": share, "loops": loops, "markers": share, "distinct_4grams": 1 - loops}
-    return {"setting": Setting(strength).to_json(), "figures": figures}
+    return {"setting": Cell(strength).to_json(), "figures": figures}
 
 
 def test_the_chosen_setting_gains_most_among_those_that_hardly_loop():
@@ -226,11 +226,11 @@ def test_the_chosen_setting_gains_most_among_those_that_hardly_loop():
     ],
 )
 def test_a_verdict_says_what_the_intervals_say(effect, interval, markers, loops, verdict):
-    assert judge(effect, interval, markers, loops, 0.1)[0] == verdict
+    assert verdict_of(effect, interval, markers, loops, 0.1)[0] == verdict
 
 
 def test_a_weak_vector_is_to_be_added_more_strongly_unless_its_answers_loop_already():
-    (weak, stronger), (looping, weaker) = (judge(0.1, [0.02, 0.2], [0, 1], loops, 0.1) for loops in (0.0, 0.2))
+    (weak, stronger), (looping, weaker) = (verdict_of(0.1, [0.02, 0.2], [0, 1], loops, 0.1) for loops in (0.0, 0.2))
 
     assert weak == looping == "steers weakly"
     assert "higher strengths" in stronger

@@ -58,7 +58,7 @@ class Elements(HTMLParser):
 def test_every_figure_of_every_style_is_in_the_page(page):
     ids = Elements(page).ids()
     for style in STYLES:
-        for name in ("compared", "sweep", "gate", "layers", "convergence", "agreement"):
+        for name in ("compared", "sweep", "probe", "layers", "convergence", "agreement"):
             assert f"{style}-{name}" in ids
     assert {"matrix-cosines", "matrix-specificity"} <= set(ids)
 

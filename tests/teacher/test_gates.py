@@ -7,7 +7,7 @@ import pytest
 from factory.pairs.dataset import load_pairs
 from factory.pairs.pair import ContrastivePair
 from factory.pairs.styles import load_style
-from factory.teacher.gates import check_answer, check_pair, find_duplicates
+from factory.teacher.gates import check_answer, compare_answers, find_duplicates
 from factory.teacher.judge import judge_prompt, read_scores
 from tests.conftest import ROOT, STYLES
 
@@ -27,7 +27,7 @@ def test_every_starter_pair_passes(name):
             text = pair.positive_response if positive else pair.negative_response
             prompt = pair.positive_prompt if positive else pair.negative_prompt
             assert check_answer(text, style, prompt, pair.question, positive=positive).reasons == []
-        assert check_pair(pair.positive_response, pair.negative_response).passed
+        assert compare_answers(pair.positive_response, pair.negative_response).passed
     assert find_duplicates(pairs) == {}
 
 
@@ -69,8 +69,8 @@ def test_a_style_without_markers_is_not_judged_by_them():
 
 
 def test_two_answers_that_are_one_fail_and_unequal_lengths_only_warn():
-    assert check_pair(PLAIN, PLAIN + "!").reasons == ["identical"]
-    verdict = check_pair(GOOD * 5, PLAIN)
+    assert compare_answers(PLAIN, PLAIN + "!").reasons == ["identical"]
+    verdict = compare_answers(GOOD * 5, PLAIN)
     assert verdict.passed
     assert verdict.figures["warnings"] == ["length_ratio"]
 

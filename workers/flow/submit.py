@@ -20,7 +20,7 @@ from workers.flow.extraction import write_style
 CANCELLED = "cancelled; what is done is kept, and 'svf resume {run}' goes on from there"
 
 
-def check_broker() -> None:
+def require_broker() -> None:
     """Fail early and clearly if the broker does not answer.
 
     Raises:
@@ -44,7 +44,7 @@ def submit(plan: Plan, store: Store) -> Ledger:
     Raises:
         BrokerError: there is no broker; nothing was sent.
     """
-    check_broker()
+    require_broker()
     ledger = Ledger(store, plan.spec.run_id)
     ledger.create(plan.spec, plan.batches)
     ledger.mark_open()  # from here on a guard finishes what we begin
@@ -63,7 +63,7 @@ def resume(ledger: Ledger, *, max_cost_usd: float | None = None, empty_broker: b
     Raises:
         BrokerError: there is no broker.
     """
-    check_broker()
+    require_broker()
     reopen_run(ledger, str(app.conf.broker_url), max_cost_usd)
     resumed = []
     running = False
