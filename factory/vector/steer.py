@@ -7,7 +7,9 @@ few); generation starts from the neutral token. Nothing happens during decoding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +47,74 @@ class Steering:
             key_strength=known.get("recommended_key_strength", 0.0),
             n_positions=known.get("recommended_positions", 1),
         )
+
+    @contextmanager
+    def applied(self, target: Target) -> Iterator[None]:
+        """Steer whatever generates with ``target.model`` inside the block: its ``generate``, or a loop of one's own.
+
+        Each prefill (a forward pass that starts an empty cache) gets the vector once, as in
+        :func:`generate_batch`: at the positions before the prompt's last token, which should be
+        ``target.neutral_id``. Decoding is left alone. Padding goes to the left. One thread at a time::
+
+            with Steering.recommended(vector).applied(target):
+                output = target.model.generate(input_ids=ids, max_new_tokens=100)
+
+        Raises:
+            VectorError: the vector is for another model, or a forward pass in the block keeps no cache.
+        """
+        check_fits(self.vector, target)
+        model: Any = target.model.base_model
+        read = model.forward
+        hidden = model.__dict__.get("forward")  # what a block around this one, or accelerate, has put there
+        signature = inspect.signature(read)
+
+        def forward(*given: Any, **named: Any) -> Any:
+            call = signature.bind(*given, **named).arguments
+            arguments = {**call, **call.pop("kwargs", {})}
+            return _prefill_steered(read, target, arguments, self) if _is_prefill(arguments) else read(**arguments)
+
+        model.forward = forward
+        try:
+            yield
+        finally:
+            if hidden is None:
+                del model.forward
+            else:
+                model.forward = hidden
+
+
+def _is_prefill(arguments: dict[str, Any]) -> bool:
+    """Whether a forward pass reads a prompt into an empty cache."""
+    if arguments.get("use_cache") is False:
+        raise VectorError("a vector is added to the KV cache, and this forward pass keeps none: pass use_cache=True")
+    cache = arguments.get("past_key_values")
+    ids = arguments.get("input_ids")
+    return (cache is None or cache.get_seq_length() == 0) and ids is not None and ids.shape[1] > 1
+
+
+def _prefill_steered(read: Any, target: Target, arguments: dict[str, Any], steering: Steering) -> Any:
+    """Read all but the prompt's last token, add the vector to the cache, read the last token."""
+    ids = arguments["input_ids"]  # [batch, longest]
+    mask = arguments.get("attention_mask")
+    if mask is None:
+        mask = torch.ones_like(ids)
+    if mask.dim() != 2:
+        raise VectorError(f"attention_mask should be [batch, longest] to steer, found {list(mask.shape)}")
+    positions = arguments.get("position_ids")
+    if positions is None:
+        positions = positions_of(mask)
+    cache = arguments.get("past_key_values")
+    shared = {
+        name: value
+        for name, value in arguments.items()
+        if name not in ("input_ids", "attention_mask", "position_ids", "past_key_values", "cache_position", "use_cache")
+    }
+    shared |= {"past_key_values": new_cache(target.model) if cache is None else cache, "use_cache": True}
+    before = read(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], **shared)
+    add_vector(target, shared["past_key_values"], positions[:, :-1].expand(len(ids), -1), steering)
+    output = read(input_ids=ids[:, -1:], attention_mask=mask, position_ids=positions[:, -1:], **shared)
+    output.last_hidden_state = torch.cat([before.last_hidden_state, output.last_hidden_state], dim=1)
+    return output
 
 
 def check_fits(vector: SteeringVector, target: Target) -> None:
