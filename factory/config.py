@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from factory.errors import ConfigError
 from factory.pairs.pair import BATCH_SIZE, N_SHOTS
+from factory.teacher.endpoint import check_address, tidy_address
 
 DEFAULT_FILE = "config.yaml"
 PREFIX = "FACTORY_"
@@ -142,6 +143,17 @@ class Settings(_Section):
                 )
             return given | {"api_delay": None}
         return given
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_address(cls, given: str | None) -> str | None:
+        if not given:
+            return None
+        try:
+            check_address(tidy_address(given))
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("base_url ")) from None
+        return tidy_address(given)
 
     @property
     def calls_per_minute(self) -> float | None:

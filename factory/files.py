@@ -14,7 +14,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    raw = content.encode() if isinstance(content, str) else content
+    raw = to_bytes(content)
     try:
         temporary.write_bytes(raw)
         os.replace(temporary, path)
@@ -24,7 +24,17 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 def sha256_of(content: str | bytes) -> str:
     """The SHA-256 of text or bytes, in hexadecimal."""
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+    return hashlib.sha256(to_bytes(content)).hexdigest()
+
+
+def to_bytes(content: str | bytes) -> bytes:
+    """Text as UTF-8. A lone surrogate, half of a cut emoji, gets three bytes that are its own, and no error."""
+    return content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+
+
+def whole_text(text: str) -> str:
+    """Text without lone surrogates, which no file and no tokenizer takes: each becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def shipped_file(folder: str, name: str) -> Path:

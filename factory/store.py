@@ -20,7 +20,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from factory.errors import ConfigError, FactoryError, StoreError
-from factory.files import hash_of
+from factory.files import hash_of, to_bytes
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
@@ -53,7 +53,7 @@ class Store:
         """Say of whatever goes wrong with the files that the store cannot be ``purpose``: read, written, listed."""
         try:
             yield
-        except (FactoryError, FileNotFoundError):  # a task that took too long says so itself
+        except (FactoryError, FileNotFoundError, FileExistsError):  # a task that took too long says so itself
             raise
         except self._troubles as error:
             raise StoreError(f"store {self.url!r} cannot be {purpose}: {error}") from error
@@ -75,6 +75,19 @@ class Store:
                 self._write_local(path, (content,))
             else:
                 self.files.pipe_file(path, content)  # one request: object stores are atomic by object
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Put ``content`` under ``key`` if nothing lies there, in one step; returns whether it did."""
+        path = self.path(key)
+        try:
+            with self._reaching("written"):
+                if self.is_local:
+                    _create_local(path, content)
+                else:
+                    self.files.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
 
     def write_pieces(self, key: str, pieces: Iterable[bytes]) -> str:
         """Like :meth:`write`, for content that need not fit into memory; returns its SHA-256."""
@@ -144,10 +157,13 @@ class Store:
 
     def write_json(self, key: str, content: Any) -> str:
         """Put JSON ``content`` under ``key`` with its own hash inside; returns the hash."""
-        digest = hash_of(content)
-        envelope = {"sha256": digest, "content": content}
-        self.write(key, json.dumps(envelope, ensure_ascii=False, sort_keys=True).encode())
+        raw, digest = _envelope(content)
+        self.write(key, raw)
         return digest
+
+    def create_json(self, key: str, content: Any) -> bool:
+        """Put JSON ``content`` under ``key`` if nothing lies there; returns whether it did."""
+        return self.create(key, _envelope(content)[0])
 
     def read_json(self, key: str) -> Any | None:
         """The JSON content under ``key``, verified, or None if there is none.
@@ -203,3 +219,27 @@ class Store:
         if hashlib.sha256(raw[32:]).digest() != raw[:32]:
             raise StoreError(f"{self.path(key)} is damaged: its SHA-256 does not match. Delete it and resume")
         return raw[32:]
+
+
+def _envelope(content: Any) -> tuple[bytes, str]:
+    """JSON content with its own hash beside it, and the hash."""
+    digest = hash_of(content)
+    return to_bytes(json.dumps({"sha256": digest, "content": content}, ensure_ascii=False, sort_keys=True)), digest
+
+
+def _create_local(path: str, content: bytes) -> None:
+    """A new file, whole from its first moment.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    os.makedirs(posixpath.dirname(path), exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        os.unlink(temporary)

@@ -135,7 +135,7 @@ def check_device(settings: Settings) -> Finding:
 
 def check_key(settings: Settings) -> Finding:
     """Whether a teacher could be asked. The key itself is shown to nobody."""
-    from factory.teacher.client import OPENAI_KEY, find_key
+    from factory.teacher.endpoint import OPENAI_KEY, find_key
 
     if find_key(settings.base_url, settings.api_key_env) is not None:
         return Finding("key", "good", "there is one" if settings.base_url is None else f"for {settings.base_url}")

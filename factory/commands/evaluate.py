@@ -19,7 +19,8 @@ from factory.evaluation.judged import count_judged, make_scorer
 from factory.pairs.styles import Style, load_style
 from factory.planning.specify import plan_evaluation, plan_teacher
 from factory.run.spec import new_run_id
-from factory.teacher.client import Payer, Teacher, open_client
+from factory.teacher.client import Payer, Teacher
+from factory.teacher.connection import open_client
 from factory.teacher.judge import RUBRIC, judge_spec
 from factory.teacher.limits import Pace
 from factory.teacher.spending import require_price, worst_case
@@ -97,7 +98,7 @@ def _open_judge(job: Job, settings: Settings, n_vectors: int) -> Teacher | None:
             f"the judge {asked.model!r} could cost ${most:.4f} for {n_answers} answers, max_cost_usd is "
             f"${settings.max_cost_usd:g}: raise it, or lower evaluation.limit, cells or max_response_tokens"
         )
-    client = open_client(asked, settings.api_key_env, settings.answer_timeout)
+    client = open_client(asked.base_url, settings.api_key_env, settings.answer_timeout)
     rate = settings.calls_per_minute
     pace = Pace(60 / rate if rate else 0.0)
     return Teacher(asked, client, job.store, Payer(new_run_id(), "", 0), pace=pace)

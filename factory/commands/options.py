@@ -13,7 +13,7 @@ import click
 
 from factory.config import Configuration, Settings, load_configuration
 from factory.store import Store
-from factory.teacher.client import OPENAI_KEY
+from factory.teacher.endpoint import OPENAI_KEY
 
 OWN_KEY = "TEACHER_API_KEY"  # variable of a key that --api-key gives for a server of one's own
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -24,7 +24,7 @@ from factory.run.spec import BatchSpec, RunSpec, StyleRun, new_run_id
 from factory.store import Store
 from factory.target.download import count_layers
 from factory.target.layers import check_layers
-from factory.teacher.client import OPENAI_KEY, find_key
+from factory.teacher.endpoint import OPENAI_KEY, find_key
 from factory.teacher.judge import judge_spec
 from factory.teacher.spec import TeacherSpec
 from factory.teacher.spending import require_price

@@ -10,12 +10,13 @@ from factory.config import Settings
 from factory.counters import open_counters
 from factory.errors import TeacherRefused
 from factory.run.ledger import Ledger
-from factory.teacher.client import ON_THE_WAY, Cluster, Payer, Teacher, check_model, open_client
+from factory.teacher.client import ON_THE_WAY, Cluster, Payer, Teacher
+from factory.teacher.connection import check_model, open_client
 from factory.teacher.judge import judge_spec
-from factory.teacher.limits import CLAIM, Limits, Outcomes
+from factory.teacher.limits import LONGEST_SLEEP, Limits, Outcomes
 from factory.teacher.spec import TeacherSpec
 from factory.teacher.spending import Meter, Purse
-from factory.teacher.writing import draw_bill
+from factory.teacher.tally import paid_by_all, tally_of
 
 
 def open_teacher(ledger: Ledger, payer: Payer, settings: Settings, broker_url: str) -> Teacher:
@@ -37,7 +38,7 @@ def open_judge(ledger: Ledger, payer: Payer, settings: Settings, broker_url: str
 
 
 def _open(spec: TeacherSpec, ledger: Ledger, payer: Payer, settings: Settings, broker_url: str) -> Teacher:
-    client = open_client(spec, settings.api_key_env, settings.answer_timeout)
+    client = open_client(spec.base_url, settings.api_key_env, settings.answer_timeout)
     if spec.base_url is None:
         for model in filter(None, (spec.model, spec.judge_model)):
             check_model(client, model)
@@ -62,9 +63,10 @@ def open_cluster(ledger: Ledger, settings: Settings, broker_url: str) -> Cluster
         tighter(spec.calls_per_minute, settings.own_calls_per_minute),
         tighter(spec.tokens_per_minute, settings.tokens_per_minute),
     )
-    silent = settings.answer_timeout + CLAIM + ON_THE_WAY
+    silent = LONGEST_SLEEP + settings.answer_timeout + ON_THE_WAY
     purse = None if cap is None else Purse(counters, ledger.run_id, cap, lambda: spent_usd(ledger), silent)
-    return Cluster(limits, Outcomes(counters, ledger.run_id), Meter(counters, ledger.run_id), purse)
+    outcomes, meter = Outcomes(counters, ledger.run_id), Meter(counters, ledger.run_id)
+    return Cluster(limits, outcomes, meter, tally_of(ledger.store, ledger.run_id), purse)
 
 
 def tighter(of_run: float | None, of_machine: float | None) -> float | None:
@@ -73,16 +75,14 @@ def tighter(of_run: float | None, of_machine: float | None) -> float | None:
 
 
 def spent_usd(ledger: Ledger) -> float:
-    """What a run has spent, from the replies in the store: also in batches that are not finished."""
-    spec, total = ledger.spec, 0.0
-    for part in spec.styles:
+    """What a run has spent, also in batches that are not finished; reads one object a batch and a worker.
+
+    Of a run from before there were tallies, what its finished batches cost.
+    """
+    finished = 0.0
+    for part in ledger.spec.styles:
         style = part.style.name
-        total += sum(entry.get("cost_usd", 0.0) for entry in ledger.judged(style))
-        for batch in ledger.batches(style):
-            entry = ledger.entry(style, "written", batch.number)
-            if entry is not None:
-                total += entry.get("cost_usd", 0.0)
-            elif batch.questions:
-                payer = Payer(ledger.run_id, style, batch.number)
-                total += draw_bill(ledger.store, spec.teacher, part.style, batch.questions, payer).spent_usd
-    return total
+        finished += sum(entry.get("cost_usd", 0.0) for entry in ledger.judged(style))
+        for number in ledger.done_numbers(style, "written"):
+            finished += (ledger.entry(style, "written", number) or {}).get("cost_usd", 0.0)
+    return max(finished, paid_by_all(ledger.store, ledger.run_id))

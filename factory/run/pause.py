@@ -7,7 +7,7 @@ from factory.errors import RunPaused
 from factory.log import log
 from factory.run.asking import spent_usd
 from factory.run.ledger import Ledger
-from factory.teacher.client import endpoint_name
+from factory.teacher.endpoint import endpoint_name
 from factory.teacher.limits import WINDOW, Outcomes
 
 # ---- the pause

@@ -1,61 +1,42 @@
 """The teacher: a chat model behind an OpenAI-compatible API, asked one prompt at a time.
 
-Every answer is kept in the store under the hash of its request, good or bad, so that no request
-is paid for twice. Errors are sorted into those worth a retry, those a person must mend, and bad
-replies (errors.py). This module knows neither the queue nor the target model, nor what is asked.
+Every completion is kept in the store under the hash of its request, good or bad, so that no
+request is paid for twice; what was no completion is never kept. This module knows neither the
+queue nor the target model, nor what is asked.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import os
 import re
-import threading
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
-from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherError, TeacherPaced, TeacherRefused
+from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherError, TeacherPaced
 from factory.files import hash_of
 from factory.log import log
 from factory.store import Store
-from factory.teacher.limits import Limits, Outcomes, Pace, claimed, hold_claim
+from factory.teacher.claims import Claim, claimed
+from factory.teacher.completion import Completion, read_completion
+from factory.teacher.connection import describe_way
+from factory.teacher.endpoint import endpoint_name
+from factory.teacher.faults import classify, error_in_answer, refused_parameters, without
+from factory.teacher.limits import Limits, Outcomes, Pace
 from factory.teacher.spec import TeacherSpec
 from factory.teacher.spending import Meter, Purse, likely_tokens, most_tokens, price_of, worst_case
+from factory.teacher.tally import Tally
 
-OPENAI_KEY = "OPENAI_API_KEY"
-OPENAI_URL = "https://api.openai.com/v1"  # said, as the client would take another from OPENAI_BASE_URL
-ON_THE_WAY = 15.0  # s beyond the timeout of an answer for which its claim is held
-LONG_WAIT = 600.0  # s: a server that asks for more wants a person, not a retry
-RETRYABLE = {408, 409, 429}
-NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}
+ON_THE_WAY = 15.0  # s beyond the timeout of an answer that a call may take
+NO_ANSWER = "not_json"  # what earlier versions kept where no completion came: asked again
 QUIET = {"gpt-6-luna": "none"}  # reasoning effort where the configuration says nothing: prose needs none
 REASONING_MODELS = re.compile(r"gpt-[5-9]|o\d")  # these refuse a temperature while they reason
-
-
-def find_key(base_url: str | None, api_key_env: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The API key for an endpoint: the named variable, else OPENAI_API_KEY at OpenAI alone.
-
-    A server of one's own never receives the OpenAI key unless the configuration names it; without
-    a variable it gets the placeholder ``none``.
-    """
-    if api_key_env:
-        return environment.get(api_key_env) or None
-    return (environment.get(OPENAI_KEY) or None) if base_url is None else "none"
-
-
-def endpoint_name(base_url: str | None) -> str:
-    """An endpoint in words that may be shown: its host, never what a URL may hide."""
-    return (urlsplit(base_url).hostname or "the server") if base_url else "OpenAI"
 
 
 def build_request(spec: TeacherSpec, prompt: str, attempt: int = 0) -> dict[str, Any]:
@@ -89,7 +70,7 @@ def request_key(spec: TeacherSpec, request: Mapping[str, Any]) -> str:
 def stored_reply(store: Store, key: str) -> dict[str, Any] | None:
     """What the teacher answered to a request, if it was ever asked."""
     reply: dict[str, Any] | None = store.read_json(f"replies/{key}.json")
-    return reply
+    return None if reply is None or reply["bad"] == NO_ANSWER else reply
 
 
 @dataclass(frozen=True)
@@ -103,7 +84,10 @@ class Payer:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer of the teacher, and what it took. ``parameters`` is the request without its text."""
+    """One answer of the teacher, and what it took.
+
+    ``parameters`` is the request without its text; ``left_out``: those that the server refused.
+    """
 
     text: str
     request_key: str
@@ -114,6 +98,7 @@ class Reply:
     cost_usd: float | None
     paid_by: dict[str, Any]
     parameters: dict[str, Any]
+    left_out: list[str]
 
 
 @dataclass(frozen=True)
@@ -123,6 +108,7 @@ class Cluster:
     limits: Limits
     outcomes: Outcomes
     meter: Meter
+    tally: Tally
     purse: Purse | None = None
 
 
@@ -165,21 +151,27 @@ class Teacher:
         record = stored_reply(self.store, key) or self._make_call(key, request, prompt)
         if record["bad"]:
             raise BadReply(record["bad"], f"the teacher's answer cannot be used: {record['bad']}")
-        parameters = {name: value for name, value in request.items() if name != "messages"}
+        left_out = record.get("left_out", [])
+        parameters = {name: value for name, value in request.items() if name not in ("messages", *left_out)}
         known = {name: record[name] for name in ("text", "model", "finish_reason", "usage", "request_id", "cost_usd")}
-        return Reply(request_key=key, paid_by=record["paid_by"], parameters=parameters, **known)
+        return Reply(request_key=key, paid_by=record["paid_by"], parameters=parameters, left_out=left_out, **known)
 
     def _make_call(self, key: str, request: dict[str, Any], prompt: str) -> dict[str, Any]:
         if time.monotonic() > self.deadline:
             raise TeacherPaced("the worker's calls are all taken", 1.0)
-        if self.cluster is None:
-            self.pace.await_turn()
-            return self._send(key, request, prompt)
-        with claimed(self.cluster.limits.counters, key, uuid.uuid4().hex):
+        with claimed(self.store, key) as claim:
             known = stored_reply(self.store, key)  # another worker may just have got it
-            return known or self._call_within_limits(self.cluster, key, request, prompt)
+            if known:
+                return known
+            if self.cluster:
+                return self._call_within_limits(self.cluster, claim, key, request, prompt)
+            self.pace.await_turn()
+            claim.require()
+            return self._send(key, request, prompt)
 
-    def _call_within_limits(self, cluster: Cluster, key: str, request: dict[str, Any], prompt: str) -> dict[str, Any]:
+    def _call_within_limits(
+        self, cluster: Cluster, claim: Claim, key: str, request: dict[str, Any], prompt: str
+    ) -> dict[str, Any]:
         """Set money aside, wait for our turn, call; then settle what was set aside."""
         worst = worst_case(self.spec, request["model"], prompt) or 0.0
         tokens = likely_tokens(prompt) + self.spec.max_response_tokens
@@ -188,7 +180,7 @@ class Teacher:
         cost = worst
         try:
             cluster.limits.await_turn(tokens)
-            hold_claim(cluster.limits.counters, key, self.timeout + ON_THE_WAY)
+            claim.require()
             record = self._send(key, request, prompt)
             cost = record["cost_usd"] or 0.0
         except (TeacherError, PairRejected) as error:
@@ -196,6 +188,7 @@ class Teacher:
             _note_trouble(cluster, key, error)
             raise
         finally:
+            cluster.tally.add(cost)  # first: a purse that is filled between the two rather counts twice
             if cluster.purse:
                 cluster.purse.settle(key, cost)
         cluster.meter.count(self.payer.style, cost)
@@ -205,37 +198,93 @@ class Teacher:
         return record
 
     def _send(self, key: str, request: dict[str, Any], prompt: str) -> dict[str, Any]:
-        """Ask, and keep the answer before anything else can happen."""
-        answer = self._post(request)
-        record = answer | {"paid_by": asdict(self.payer), "cost_usd": self._cost(request["model"], prompt, answer)}
+        """Ask, and keep the answer before anything else can happen. The first that is kept stays."""
+        response, left_out = self._exchange(request)
+        completion = self._read(response, request)
+        record = {
+            "bad": completion.bad,
+            "text": completion.text,
+            "model": completion.model,
+            "finish_reason": completion.finish_reason,
+            "usage": completion.usage,
+            "request_id": response.headers.get("x-request-id"),
+            "paid_by": asdict(self.payer),
+            "cost_usd": self._cost(request["model"], prompt, completion),
+            "left_out": left_out,
+        }
+        if self.store.create_json(f"replies/{key}.json", record):
+            return record
+        known = stored_reply(self.store, key)
+        if known:
+            log.warning("a call was made twice, and paid twice: its claim was lost while it ran")
+            return known | {"cost_usd": record["cost_usd"]}
         self.store.write_json(f"replies/{key}.json", record)
         return record
 
-    def _cost(self, model: str, prompt: str, answer: dict[str, Any]) -> float | None:
-        usage = answer["usage"]
-        if usage:
-            return price_of(self.spec, model, usage["input"], usage["output"])
+    def _cost(self, model: str, prompt: str, completion: Completion) -> float | None:
+        if completion.usage:
+            return price_of(self.spec, model, completion.usage["input"], completion.usage["output"])
         # A server that does not count is taken at the worst for what it read, and for what it wrote.
-        written = most_tokens(answer["text"]) if answer["text"] else self.spec.max_response_tokens
-        return price_of(self.spec, model, most_tokens(prompt), min(written, self.spec.max_response_tokens))
+        most = self.spec.max_response_tokens
+        written = most_tokens(completion.text) + completion.unseen if completion.text else most
+        return price_of(self.spec, model, most_tokens(prompt), min(written, most))
 
-    def _post(self, request: dict[str, Any]) -> dict[str, Any]:
-        where = endpoint_name(self.spec.base_url)
+    def _exchange(self, request: dict[str, Any]) -> tuple[httpx2.Response, list[str]]:
+        """The server's answer, good or bad, and the parameters that it had to be asked without."""
+        refused = _refused_by(self.client, request["model"])
+        left_out = set(refused)
+        response = self._post(without(request, left_out))
+        while more := refused_parameters(response, request) - left_out:
+            left_out |= more
+            response = self._post(without(request, left_out))
+        if not response.is_error and left_out - refused:
+            names, where = ", ".join(sorted(left_out - refused)), endpoint_name(self.spec.base_url)
+            log.warning("the teacher at %s refuses the parameter %s: it is asked without", where, names)
+            refused |= left_out
+        return response, sorted(left_out & request.keys())
+
+    def _post(self, request: dict[str, Any]) -> httpx2.Response:
         try:
             raw = self.client.chat.completions.with_raw_response.create(**request)
         except openai.APIStatusError as error:
-            raise classify_status(error, request["model"]) from None
+            return error.response
         except openai.APIConnectionError as error:  # a timeout is one of these
-            sent = not isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout)
-            message = f"the teacher at {where} cannot be reached: {type(error).__name__}"
-            raise TeacherBusy(message, may_be_paid=sent) from None
+            cause = error.__cause__
+            sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
+            way = describe_way(self.spec.base_url)
+            kind = type(cause or error).__name__
+            raise TeacherBusy(f"the teacher at {way} cannot be reached: {kind}", may_be_paid=sent) from None
         if self.cluster:
             tokens = likely_tokens(request["messages"][0]["content"]) + self.spec.max_response_tokens
             self.cluster.limits.tighten(raw.headers, tokens)
+        return raw.http_response
+
+    def _read(self, response: httpx2.Response, request: Mapping[str, Any]) -> Completion:
+        """The completion in an answer; whatever is none is an error, also with status 200."""
+        model, base_url = request["model"], self.spec.base_url
+        if response.is_error:
+            raise classify(response, model, base_url)
         try:
-            return read_completion(raw.parse())
-        except ValueError:  # a 200 whose body is not JSON
-            return _bad("not_json")
+            content = json.loads(response.content)
+        except (ValueError, RecursionError):
+            content = None
+        error = error_in_answer(content, response.headers, model, base_url)
+        if error:
+            raise error
+        completion = read_completion(content)
+        if completion is None:
+            kind = response.headers.get("content-type", "nothing").partition(";")[0][:40]
+            raise TeacherBusy(
+                f"the teacher at {describe_way(base_url)} answered {response.status_code} with {kind} that is no "
+                "chat completion; if it goes on, base_url may be wrong"
+            )
+        return completion
+
+
+@lru_cache(maxsize=32)
+def _refused_by(client: openai.OpenAI, model: str) -> set[str]:
+    """Parameters that a model behind ``client`` was found to refuse."""
+    return set()
 
 
 def _note_trouble(cluster: Cluster, key: str, error: TeacherError | PairRejected) -> None:
@@ -249,128 +298,3 @@ def _note_trouble(cluster: Cluster, key: str, error: TeacherError | PairRejected
         cluster.limits.freeze(error.retry_after)  # the server works, and says when
     elif isinstance(error, TeacherBusy):
         cluster.outcomes.stumbled(key)
-
-
-def classify_status(error: openai.APIStatusError, model: str) -> TeacherError | PairRejected:
-    """Sort an HTTP error answer: try later, a person must act, or this prompt will never do.
-
-    The server's own words are left out: some repeat a part of the key.
-    """
-    status, code = error.status_code, str(error.code or "")
-    if code in NO_MONEY:
-        return TeacherRefused("the teacher's account has no quota left: add credit, then 'svf resume'", "quota")
-    if status in RETRYABLE or status >= 500:
-        wait = retry_after(error.response.headers)
-        if wait is not None and wait > LONG_WAIT:
-            return TeacherRefused(
-                f"the teacher answered {status} and asks to wait {wait / 60:.0f} minutes: 'svf resume' then",
-                "long_wait",
-            )
-        return TeacherBusy(f"the teacher answered {status}", wait)
-    if status in (401, 403):
-        return TeacherRefused(f"the teacher refused the key ({status}): set another, then 'svf resume'")
-    if status == 404:
-        return TeacherRefused(f"the teacher has no model {model!r} (404): choose another teacher_model", "no_model")
-    return PairRejected("bad_request", f"the teacher answered {status} to this prompt")
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait, from ``Retry-After-Ms``, or ``Retry-After`` as a number or a date."""
-    text = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    except (KeyError, ValueError):
-        pass
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def read_completion(completion: Any) -> dict[str, Any]:
-    """What of a completion is kept; ``bad`` says why it cannot be used, or None."""
-    choices = getattr(completion, "choices", None)
-    if not isinstance(choices, list):
-        return _bad("not_json")
-    choice = choices[0] if choices else None
-    message = getattr(choice, "message", None)
-    text, finish_reason = getattr(message, "content", None), getattr(choice, "finish_reason", None)
-    bad = None
-    if finish_reason in ("length", "content_filter"):
-        bad = str(finish_reason)
-    elif getattr(message, "refusal", None):
-        bad = "refusal"
-    elif not isinstance(text, str) or not text.strip():
-        bad = "empty"
-    return {
-        "bad": bad,
-        "text": text.strip() if isinstance(text, str) else "",
-        "model": str(getattr(completion, "model", "")),
-        "finish_reason": str(finish_reason),
-        "usage": _usage(getattr(completion, "usage", None)),
-        "request_id": getattr(completion, "_request_id", None),
-    }
-
-
-def _usage(usage: Any) -> dict[str, int]:
-    """Tokens of a call, or nothing where the server does not say both."""
-    read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
-    if type(read) is not int or type(written) is not int or min(read, written) < 0:
-        return {}
-    return {"input": read, "output": written}
-
-
-def _bad(reason: str) -> dict[str, Any]:
-    known: dict[str, Any] = {"bad": reason, "text": "", "model": "", "finish_reason": "", "usage": {}}
-    return known | {"request_id": None}
-
-
-@lru_cache(maxsize=8)
-def _client(process: int, base_url: str | None, key: str, timeout: float) -> openai.OpenAI:
-    # One client a process: connections do not survive a fork. Retries are the queue's business.
-    client = openai.OpenAI(
-        api_key=key,
-        base_url=base_url or OPENAI_URL,
-        max_retries=0,
-        timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)),
-    )
-    if base_url:  # the client takes these from the environment: they name an account at OpenAI
-        client.organization = client.project = None
-    return client
-
-
-_making_client = threading.Lock()
-
-
-def open_client(spec: TeacherSpec, api_key_env: str | None, timeout: float) -> openai.OpenAI:
-    """This process's client for a run's endpoint, with this process's key; ``timeout`` in seconds an answer.
-
-    Raises:
-        TeacherRefused: there is no key for the endpoint.
-    """
-    key = find_key(spec.base_url, api_key_env)
-    if key is None:
-        raise TeacherRefused(f"no API key: set {api_key_env or OPENAI_KEY} (or --api-key) for the teacher's endpoint")
-    with _making_client:
-        return _client(os.getpid(), spec.base_url, key, timeout)
-
-
-@lru_cache(maxsize=32)
-def check_model(client: openai.OpenAI, model: str) -> None:
-    """Ask OpenAI whether it has ``model``, which is free, before a call is paid.
-
-    Any other trouble is left to the call itself, which says it better.
-
-    Raises:
-        TeacherRefused: it has not.
-    """
-    try:
-        client.models.retrieve(model)
-    except openai.NotFoundError as error:
-        raise classify_status(error, model) from None
-    except (openai.OpenAIError, ValueError):
-        pass

@@ -9,17 +9,15 @@ Why a script of our own: of the kept libraries none takes requests and tokens in
 all-or-nothing step, and none can push everybody's next start away (docs/teacher.md). Time is
 Redis' own, so the clocks of the workers do not matter.
 
-Beside the limits: a claim that keeps two workers from paying for the same call, and the outcomes
-of the last calls, which tell an outage from bad luck.
+Beside the limits: the outcomes of the last calls, which tell an outage from bad luck.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +28,6 @@ from factory.files import hash_of
 
 LONGEST_SLEEP = 20.0  # s that a call waits in its thread; beyond it the task comes back later
 MARGIN = 0.98  # of the allowance is used: a delay on the way must not push a call into the server's next minute
-CLAIM = LONGEST_SLEEP + 10.0  # s for which a call is claimed while it waits for its turn
 WINDOW = 20  # calls that are looked back on
 FAILING = 0.5  # of them: then the run pauses
 
@@ -75,9 +72,6 @@ local tokens = redis.call('HGET', KEYS[1], 'tokens')
 if tokens then redis.call('HSET', KEYS[1], 'tokens', string.format('%.0f', tokens - ARGV[1] * 1000000)) end
 return 1
 """
-
-# Give a claim up, if it is still ours.
-_GIVE_UP = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
 @dataclass(frozen=True)
@@ -178,30 +172,6 @@ def parse_duration(text: str) -> float:
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
     return float(sum(float(number) * units[unit] for number, unit in parts))
-
-
-@contextlib.contextmanager
-def claimed(counters: redis.Redis, request_key: str, owner: str) -> Iterator[None]:
-    """Make a call alone: nobody else makes the same one meanwhile.
-
-    A worker that is killed inside leaves its claim until that runs out (see :func:`hold_claim`),
-    because its call may still be answered and paid.
-
-    Raises:
-        TeacherPaced: another worker is making this call.
-    """
-    name = f"svf:claim:{request_key}"
-    if not counters.set(name, owner, nx=True, px=int(CLAIM * 1000)):
-        raise TeacherPaced("another worker is making this call", 5.0)
-    try:
-        yield
-    finally:
-        counters.eval(_GIVE_UP, 1, name, owner)
-
-
-def hold_claim(counters: redis.Redis, request_key: str, seconds: float) -> None:
-    """Keep a claim for as long as an answer may take, now that the call is sent."""
-    counters.pexpire(f"svf:claim:{request_key}", int(seconds * 1000))
 
 
 @dataclass(frozen=True)

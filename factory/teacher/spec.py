@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pydantic import field_validator
+
 from factory.frozen import Frozen
+from factory.teacher.endpoint import tidy_address
 
 
 class TeacherSpec(Frozen):
@@ -19,3 +22,8 @@ class TeacherSpec(Frozen):
     pricing: dict[str, float] | None = None
     calls_per_minute: float | None = None
     tokens_per_minute: float | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _one_name(cls, base_url: str | None) -> str | None:
+        return base_url and tidy_address(base_url)

@@ -135,6 +135,7 @@ def describe(reply: Reply, teacher: Teacher) -> dict[str, Any]:
         "model_resolved": teacher.spec.model,
         "model_returned": reply.model,
         "parameters": reply.parameters,
+        **({"left_out": reply.left_out} if reply.left_out else {}),
         "finish_reason": reply.finish_reason,
         "usage": reply.usage,
         "cost_usd": reply.cost_usd,

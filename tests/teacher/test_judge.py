@@ -14,7 +14,8 @@ from factory.planning.plan import plan_run
 from factory.planning.specify import plan_teacher
 from factory.run.ledger import Ledger
 from factory.steps.evaluate import conclude_step, evaluate_step
-from factory.teacher.client import Payer, Teacher, open_client, stored_reply
+from factory.teacher.client import Payer, Teacher, stored_reply
+from factory.teacher.connection import open_client
 from factory.teacher.judge import as_judge, judge_pair
 from factory.teacher.writing import write_batch
 from factory.vector.vector import SteeringVector
@@ -136,7 +137,7 @@ def test_a_real_model_judges_pairs_and_every_verdict_is_kept(store):
     with running_llama() as base_url:
         settings = Settings(base_url=base_url, teacher_model="smollm2", judge_model="smollm2", max_response_tokens=96)
         spec = plan_teacher(settings)
-        teacher = Teacher(spec, open_client(spec, None, 120.0), store, Payer("run", STYLE, 0))
+        teacher = Teacher(spec, open_client(spec.base_url, None, 120.0), store, Payer("run", STYLE, 0))
         style = load_style(STYLE)
         verdict, replies = judge_pair(as_judge(teacher, "smollm2"), style, "How do plants eat?", *TEXTS)
         made = write_batch(teacher, ANYTHING, ["How do birds fly?", "Why is ice slippery?"], max_concurrent=1)

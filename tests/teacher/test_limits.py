@@ -20,7 +20,6 @@ from factory.teacher.limits import (
     Limits,
     Outcomes,
     Pace,
-    claimed,
     parse_duration,
     wait_for_rest,
 )
@@ -145,14 +144,6 @@ def test_a_server_s_headers_never_ask_to_wait_longer_than_until_all_is_there_aga
 @pytest.mark.parametrize(("text", "seconds"), [("20ms", 0.02), ("1s", 1), ("6m0s", 360), ("1h2m3.5s", 3723.5), ("", 0)])
 def test_durations_are_read_as_openai_writes_them(text, seconds):
     assert parse_duration(text) == pytest.approx(seconds)
-
-
-def test_two_workers_never_make_the_same_call(counters):
-    key = uuid.uuid4().hex
-    with claimed(counters, key, "one"), pytest.raises(TeacherPaced), claimed(counters, key, "two"):
-        pass
-    with claimed(counters, key, "two"):
-        pass
 
 
 def test_the_run_is_failing_when_half_of_the_last_calls_failed_twice(counters):

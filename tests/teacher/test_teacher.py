@@ -13,7 +13,9 @@ from factory.errors import RunPaused
 from factory.planning.plan import plan_run
 from factory.run.ledger import Ledger
 from factory.steps.write import write_step
-from factory.teacher.client import Payer, Teacher, build_request, find_key, open_client, request_key
+from factory.teacher.client import Payer, Teacher, build_request, request_key
+from factory.teacher.connection import open_client
+from factory.teacher.endpoint import find_key
 from factory.teacher.spec import TeacherSpec
 from tests.endpoint import running_endpoint
 from tests.scripted import LOCAL, OPENAI, Scripted
@@ -75,7 +77,9 @@ def test_a_server_of_one_s_own_is_sent_no_openai_key_by_default(store, monkeypat
     with running_endpoint() as endpoint:
         spec = LOCAL.model_copy(update={"base_url": endpoint.base_url})
         for variable, key in ((None, "none"), ("OTHER", "sk-other"), ("OPENAI_API_KEY", "sk-of-openai")):
-            Teacher(spec, open_client(spec, variable, 5.0), store, Payer("run", "steps", 0)).ask(f"hello {variable}")
+            Teacher(spec, open_client(spec.base_url, variable, 5.0), store, Payer("run", "steps", 0)).ask(
+                f"hello {variable}"
+            )
             assert endpoint.keys == {f"Bearer {key}"}
             endpoint.keys.clear()
         assert not [name for name in endpoint.headers_seen if name.startswith("openai")]
@@ -84,7 +88,7 @@ def test_a_server_of_one_s_own_is_sent_no_openai_key_by_default(store, monkeypat
 def test_openai_s_key_goes_to_openai_whatever_address_the_environment_names(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere.test/v1")
-    assert open_client(OPENAI, None, 5.0).base_url.host == "api.openai.com"
+    assert open_client(None, None, 5.0).base_url.host == "api.openai.com"
 
 
 @pytest.mark.parametrize("missing", ["gpt-writes", "gpt-judges"])
