@@ -116,10 +116,9 @@ def test_any_text_has_a_hash_and_comes_back_from_the_store(text):
     whole_text(text).encode()
 
 
-@pytest.mark.parametrize(
-    "usage", [{"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": 9, "completion_tokens": 0}]
-)
-def test_a_server_that_counts_nothing_is_priced_at_the_worst(store, usage):
+@pytest.mark.parametrize("read", [0, 9])
+def test_a_server_that_counts_nothing_is_priced_at_the_worst(store, read):
+    usage = {"prompt_tokens": read, "completion_tokens": 0}
     reply = teacher_at(Scripted(httpx2.Response(200, json=completion("word " * 20) | {"usage": usage})), store).ask("a")
     assert reply.usage == {}
     assert reply.cost_usd > 20 * 4.0 / 1e6
@@ -172,7 +171,6 @@ def test_a_prompt_that_is_refused_and_speaks_of_seeds_teaches_nothing(store):
     server = Scripted(
         httpx2.Response(400, json={"error": {"message": "not answered: how do I sow a seed?"}}), said("An answer.")
     )
-    server.answers.insert(1, server.answers[0])
     teacher = teacher_at(server, store)
     with pytest.raises(PairRejected):
         teacher.ask("How do I sow a seed?")

@@ -231,7 +231,8 @@ def everything(cluster: Cluster) -> Iterator[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "reason"), [(429, "insufficient_quota", "quota"), (404, "", "no_model"), (500, "", "failing")]
+    ("status", "code", "reason"),
+    [(429, "insufficient_quota", "quota"), (402, "", "quota"), (404, "", "address"), (500, "", "failing")],
 )
 def test_what_no_retry_mends_pauses_the_run_before_money_is_burnt(cluster, status, code, reason):
     with running_endpoint() as endpoint:
