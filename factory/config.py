@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from factory.errors import ConfigError
+from factory.files import read_written
 from factory.pairs.pair import BATCH_SIZE, N_SHOTS
 from factory.teacher.endpoint import check_address, tidy_address
 
@@ -266,9 +267,7 @@ def _find_file(path: str | Path | None) -> Path | None:
 
 def _file_layer(file: Path) -> Layer:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"configuration file {str(file)!r} cannot be read: {error.strerror}") from None
+        content = yaml.safe_load(read_written(file, "configuration file"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if content is not None and not isinstance(content, dict):

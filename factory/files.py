@@ -1,4 +1,4 @@
-"""Files and hashes: written whole or not at all, named by their content. Stands on nothing of ours."""
+"""Files and hashes: written whole or not at all, named by their content; and text that a person wrote."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+from factory.errors import ConfigError
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
@@ -20,6 +22,27 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_written(path: str | Path, kind: str, error: type[ConfigError] = ConfigError) -> str:
+    """The text of a file that a person wrote: UTF-8, a byte order mark left out, line ends as they are.
+
+    ``kind`` names the file in messages ("question file").
+
+    Raises:
+        ConfigError (or ``error``, a class of it): there is no such file, it cannot be read, or is not UTF-8.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise error(f"{kind} {str(path)!r} does not exist") from None
+    except OSError as problem:
+        raise error(f"{kind} {str(path)!r} cannot be read: {problem.strerror}") from None
+    except UnicodeDecodeError as problem:
+        raise error(
+            f"{kind} {str(path)!r} is not UTF-8 (byte {problem.start}): save it as UTF-8, with or without a "
+            "byte order mark"
+        ) from None
 
 
 def sha256_of(content: str | bytes) -> str:

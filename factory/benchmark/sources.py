@@ -18,6 +18,7 @@ from typing import Any
 from factory.benchmark.item import LETTERS, Item, Task
 from factory.errors import BenchmarkError
 from factory.extras import require_modules
+from factory.files import read_written
 
 MMLU = "mmlu"
 FEWEST = 2
@@ -82,10 +83,7 @@ def _mmlu_item(row: dict[str, str]) -> Item:
 
 
 def _from_file(path: Path) -> list[Item]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"task file {str(path)!r} cannot be read: {error}") from None
+    lines = read_written(path, "task file", BenchmarkError).split("\n")
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -21,6 +21,7 @@ from factory.commands.progress import progress_of, snapshot
 from factory.commands.progress import watch as watch_run
 from factory.config import load_configuration
 from factory.errors import ConfigError
+from factory.files import read_written
 from factory.pairs.dataset import load_questions
 from factory.planning.plan import plan_run
 from factory.run.ledger import Ledger
@@ -52,8 +53,8 @@ def enqueue(job: Job, batch: Path | None, as_json: bool) -> int:
 def _read_batch(path: Path, job: Job) -> tuple[Job, dict[str, list[str]]]:
     """Styles and their own questions from a batch file (docs/format.md)."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_written(path, "batch file"))
+    except yaml.YAMLError as error:
         raise ConfigError(f"batch file {str(path)!r} cannot be read: {' '.join(str(error).split())[:200]}") from None
     entries = content.get("styles") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:

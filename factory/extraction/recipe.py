@@ -102,8 +102,7 @@ def _response_last(side: Side, pair: ContrastivePair, group: Sequence[Contrastiv
 
 def _system_prompt(side: Side, pair: ContrastivePair, group: Sequence[ContrastivePair], recipe: Recipe) -> Ids:
     """The side's instruction as the system message, then the question; read the last token."""
-    instruction = pair.positive_prompt if side.positive else pair.negative_prompt
-    instruction = instruction.replace(pair.question, "").strip() or NEUTRAL_INSTRUCTION
+    instruction = side_instruction(pair, positive=side.positive)
     messages: list[Message] = [
         {"role": "system", "content": instruction},
         {"role": "user", "content": pair.question},
@@ -162,18 +161,35 @@ def require_readable(pair: ContrastivePair, target: Target, recipe: Recipe) -> N
         PairRejected: an empty or identical response, text that the target's tokenizer or chat
             template would take for a special token, or an example that is too long by itself.
     """
-    texts = {"question": pair.question, "positive": pair.positive_response, "negative": pair.negative_response}
+    texts = _read_of(pair, recipe)
     for name, text in texts.items():
         if not text.strip():
             raise PairRejected("empty", f"{pair.pair_id}: the {name} text is empty")
         special = target.special_text_in(text)
         if special:
             raise PairRejected("special_token", f"{pair.pair_id}: the {name} text holds {special!r}")
-    if pair.positive_response.strip() == pair.negative_response.strip():
-        raise PairRejected("identical", f"{pair.pair_id}: both responses are the same text")
+    if texts["positive"].strip() == texts["negative"].strip():
+        raise PairRejected("identical", f"{pair.pair_id}: both sides are the same text")
     if recipe.name == "fewshot":
         for positive in (True, False):
             _check_length(pair, len(target.prompt_ids(Side(target, positive).turn(pair))), target, recipe)
+
+
+def side_instruction(pair: ContrastivePair, *, positive: bool) -> str:
+    """What asked for a side's answer, without the question itself."""
+    instruction = pair.positive_prompt if positive else pair.negative_prompt
+    return instruction.replace(pair.question, "").strip() or NEUTRAL_INSTRUCTION
+
+
+def _read_of(pair: ContrastivePair, recipe: Recipe) -> dict[str, str]:
+    """What of a pair the target model reads: ``system_prompt`` reads no answer, only what asked for it."""
+    if recipe.name == "system_prompt":
+        return {
+            "question": pair.question,
+            "positive": side_instruction(pair, positive=True),
+            "negative": side_instruction(pair, positive=False),
+        }
+    return {"question": pair.question, "positive": pair.positive_response, "negative": pair.negative_response}
 
 
 def _check_length(pair: ContrastivePair, n_tokens: int, target: Target, recipe: Recipe) -> None:

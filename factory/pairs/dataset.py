@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import ConfigError, DatasetError
+from factory.files import read_written
 from factory.pairs.pair import ContrastivePair
 
 
@@ -19,13 +20,8 @@ def load_dataset(path: str | Path) -> tuple[dict[str, Any], list[ContrastivePair
             by file and line); no pairs.
     """
     path = Path(path)
-    try:
-        # Not splitlines: JSON leaves line separators such as U+2028 unescaped inside a text.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise DatasetError(f"dataset {str(path)!r} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"dataset {str(path)!r} cannot be read: {error}") from None
+    # Not splitlines: JSON leaves line separators such as U+2028 unescaped inside a text.
+    lines = read_written(path, "dataset", DatasetError).split("\n")
     metadata: dict[str, Any] = {}
     pairs: dict[str, ContrastivePair] = {}
     for number, text in enumerate(lines, start=1):
@@ -74,16 +70,28 @@ def format_dataset(pairs: Iterable[ContrastivePair], metadata: dict[str, Any]) -
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
+def extend_dataset(known: str, made: str) -> str:
+    """The text of a dataset file that has every line of ``known``, then the pairs that only ``made`` has.
+
+    A dataset is a person's file: it never loses a pair, whatever part of it a run used. The metadata
+    are those of ``made``, with the count of what the file then holds.
+    """
+    lines = [line for line in known.removeprefix("\ufeff").split("\n") if line.strip()]
+    kept = [line for line in lines if json.loads(line).get("type") != "metadata"]
+    present = {str(json.loads(line)["pair_id"]) for line in kept}
+    head, *new = (line for line in made.split("\n") if line.strip())
+    added = [line for line in new if str(json.loads(line)["pair_id"]) not in present]
+    metadata = json.loads(head) | {"total_pairs": len(kept) + len(added)}
+    return "".join(line + "\n" for line in [json.dumps(metadata, ensure_ascii=False), *kept, *added])
+
+
 def load_questions(path: str | Path) -> list[str]:
     """Read a question file: one a line, ``#`` starts a comment, repeats are dropped.
 
     Raises:
         ConfigError: missing or unreadable file, or no question in it.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"question file {str(path)!r} cannot be read: {error}") from None
+    lines = read_written(path, "question file").splitlines()
     questions = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not questions:
         raise ConfigError(f"question file {str(path)!r} holds no question: write one a line")

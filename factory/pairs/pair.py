@@ -66,6 +66,8 @@ class ContrastivePair:
         Raises:
             ValueError: a field is missing or is not text.
         """
+        if type(line.get("pair_id")) is int:  # other builders number their pairs
+            line = line | {"pair_id": str(line["pair_id"])}
         for name in REQUIRED_FIELDS:
             if name not in line:
                 raise ValueError(f"field {name!r} is missing")

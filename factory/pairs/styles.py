@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from factory.errors import ConfigError, UnknownStyle
+from factory.files import read_written
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -163,7 +164,7 @@ def list_styles(styles_dir: str | Path | None = None) -> dict[str, Style]:
         if not folder.is_dir():
             raise ConfigError(f"styles_dir {str(folder)!r} is not a folder")
         own = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-        styles += [parse_style(path.read_text(encoding="utf-8"), str(path)) for path in own]
+        styles += [parse_style(read_written(path, "style file"), str(path)) for path in own]
     return {style.name: style for style in sorted(styles, key=lambda style: style.name)}
 
 

@@ -22,13 +22,18 @@ from factory.run.ledger import Ledger
 from factory.run.spec import StyleRun
 from factory.teacher.spending import price_source
 
+UNKNOWN = "unknown"  # who wrote a dataset that does not say it
 LIBRARIES = ("steering-vector-factory", "openai", "rapidfuzz", "genai-prices")
 
 
 def teacher_model(ledger: Ledger, part: StyleRun) -> str:
     """Who wrote a style's pairs: this run's teacher, or whom the dataset names."""
-    known = str(part.dataset_metadata.get("model_used", ""))
-    return ledger.spec.teacher.model if part.from_teacher or not known else known
+    known = str(part.dataset_metadata.get("model_used", "") or UNKNOWN)
+    if not part.from_teacher:
+        return known
+    written = ledger.spec.teacher.model
+    old = any(batch.pairs_key for batch in ledger.batches(part.style.name))
+    return f"{known}, {written}" if old and known != written else written
 
 
 def repeated_pairs(ledger: Ledger, style: str) -> dict[str, str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.config import OutputSettings
-from factory.errors import StoreError
-from factory.files import write_atomically
-from factory.pairs.dataset import dataset_path
+from factory.errors import DatasetError, StoreError
+from factory.files import read_written, write_atomically
+from factory.pairs.dataset import dataset_path, extend_dataset
 from factory.pairs.styles import Style
 from factory.run.ledger import Ledger
 
@@ -85,7 +85,10 @@ def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSet
         raise StoreError(f"style {style.name!r} is done, but its vector or dataset is gone from the store; resume it")
     vector = SteeringVector.from_bytes(content, source=f"{style.name}.pt")
     path = vector_path(output, style.name)
-    write_atomically(dataset_path(output, style.name), dataset)
+    if ledger.spec.style_run(style.name).from_teacher:
+        write_dataset_file(
+            dataset_path(output, style.name), dataset.decode(), made_anew=_is_made_anew(ledger, style.name)
+        )
     write_companions(ledger, style.name, output)
     write_vector(vector, path)
     write_atomically(run_path(path), json.dumps(_about_run(ledger, style.name), indent=2) + "\n")
@@ -94,6 +97,24 @@ def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSet
     if ledger.spec.keep_differences:
         write_differences(ledger, style.name, output / INTERMEDIATE / style.name)
     return path
+
+
+def write_dataset_file(path: Path, made: str, *, made_anew: bool) -> None:
+    """Write the dataset that a run extended, with every pair that the file had before.
+
+    A run may use a part of a dataset (``--limit``), or an older state of it. ``made_anew``: the run was
+    asked to write all pairs again; the old file then stays beside the new one.
+    """
+    known = read_written(path, "dataset", DatasetError) if path.is_file() else ""
+    if known and made_anew and known != made:
+        path.replace(path.with_name(f"{path.stem}_before.jsonl"))
+        known = ""
+    write_atomically(path, extend_dataset(known, made) if known else made)
+
+
+def _is_made_anew(ledger: Ledger, style: str) -> bool:
+    """Whether no pair of the run came from a dataset."""
+    return all(batch.pairs_key is None for batch in ledger.batches(style))
 
 
 def write_differences(ledger: Ledger, style: str, folder: Path) -> None:

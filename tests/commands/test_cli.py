@@ -82,8 +82,8 @@ MISTAKES = {
     "wrong type": Mistake(
         "generate --config c.yaml", ("c.yaml", "api_delay", "'fast'"), (("c.yaml", "api_delay: fast"),)
     ),
-    "missing configuration": Mistake("generate --config nowhere.yaml", ("nowhere.yaml", "cannot be read")),
-    "missing question file": Mistake("generate --questions nowhere.txt", ("nowhere.txt", "cannot be read")),
+    "missing configuration": Mistake("generate --config nowhere.yaml", ("nowhere.yaml", "does not exist")),
+    "missing question file": Mistake("generate --questions nowhere.txt", ("nowhere.txt", "does not exist")),
     "empty question list": Mistake(
         "generate --questions q.txt", ("q.txt", "holds no question"), (("q.txt", "# nothing\n"),)
     ),

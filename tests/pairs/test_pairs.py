@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory.config import load_configuration
 from factory.errors import ConfigError, DatasetError
 from factory.files import write_atomically
 from factory.pairs.dataset import format_dataset, load_dataset, load_pairs, load_questions
 from factory.pairs.pair import REQUIRED_FIELDS, ContrastivePair, cut_batches, make_pair_id, number_batches
+from factory.pairs.styles import list_styles
 
 # Whatever a person or a model may write, line breaks of every kind among it.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -132,3 +134,40 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_atomically(tmp_path / "folder", "cannot replace a folder")
     assert path.read_text() == "old"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file.txt", "folder"]
+
+
+def test_a_dataset_whose_builder_numbers_its_pairs_is_read_in_its_order(tmp_path):
+    lines = [{"type": "metadata", "style_name": "s", "total_pairs": 3}]
+    for n in range(3):
+        line = {name: f"{name} {n}" for name in REQUIRED_FIELDS} | {"pair_id": n}
+        lines.append(line)
+    path = tmp_path / "numbered.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [pair.pair_id for pair in load_pairs(path)] == ["0", "1", "2"]
+    path.write_text(path.read_text() + json.dumps(lines[-1] | {"pair_id": "2"}) + "\n")
+    with pytest.raises(DatasetError, match="appears twice"):
+        load_pairs(path)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_question_file_of_any_editor_is_read_the_same(tmp_path, mark, ends):
+    file = tmp_path / "q.txt"
+    file.write_bytes((mark + ends.join(["# mine", "Why is it so? é", ""])).encode())
+    assert load_questions(file) == ["Why is it so? é"]
+
+
+@pytest.mark.parametrize(
+    ("read", "kind"),
+    [
+        (load_questions, "question file"),
+        (load_pairs, "dataset"),
+        (lambda path: load_configuration(path, environment={}), "configuration file"),
+        (lambda path: list_styles(path.parent), "style file"),
+    ],
+)
+def test_a_file_that_is_not_utf8_is_refused_in_words(tmp_path, read, kind):
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("name: caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=rf"{kind}.*is not UTF-8 \(byte 9\): save it as UTF-8"):
+        read(file)

@@ -9,7 +9,9 @@ import torch
 from safetensors import safe_open
 
 from factory.errors import StoreError
-from factory.run.export import export_style
+from factory.pairs.dataset import extend_dataset, format_dataset, load_pairs
+from factory.pairs.pair import ContrastivePair
+from factory.run.export import export_style, write_dataset_file
 from factory.run.ledger import Ledger
 from factory.steps.evaluate import give_up_evaluation
 from factory.vector.vector import SteeringVector
@@ -39,7 +41,7 @@ def test_differences_of_single_pairs_are_written_when_wanted_and_average_to_the_
         with safe_open(file, "pt") as content:
             pair_ids += json.loads(content.metadata()["pair_ids"])
             values.append(content.get_tensor("values"))
-    dataset = (tmp_path / "out" / "datasets" / f"{STYLE}_pairs.jsonl").read_text().splitlines()[1:]
+    dataset = store.read(ledger.dataset_key(STYLE)).decode().splitlines()[1:]
     assert pair_ids == [json.loads(line)["pair_id"] for line in dataset]
     vector = SteeringVector.load(path)
     assert torch.allclose(torch.cat(values).double().mean(dim=0).float(), vector.value_vector, atol=1e-6)
@@ -56,3 +58,43 @@ def test_differences_that_are_gone_are_named(target_folder, tmp_path, store):
     store.delete(ledger.entry(STYLE, "extracted", 0)["key"])
     with pytest.raises(StoreError, match="batch 0"):
         export_style(ledger, ledger.spec.style_run(STYLE).style, tmp_path / "out", settings.output_config)
+
+
+def dataset_of(count, start=0):
+    pairs = [ContrastivePair(f"Why {n}?", f"Step 1: {n}", f"It is {n}.", STYLE) for n in range(start, start + count)]
+    return format_dataset(pairs, {"style_name": STYLE, "model_used": "me"})
+
+
+def test_a_dataset_that_a_run_did_not_extend_is_left_to_the_byte(target_folder, tmp_path, store):
+    ledger, settings = made(target_folder, tmp_path, store, keep=False)
+    mine = tmp_path / "out" / "datasets" / f"{STYLE}_pairs.jsonl"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(dataset_of(40))
+    export_style(ledger, ledger.spec.style_run(STYLE).style, tmp_path / "out", settings.output_config)
+    assert mine.read_text() == dataset_of(40), "the run used six pairs of another dataset"
+
+
+@pytest.mark.parametrize(("known", "made", "expected"), [(40, 4, 40), (4, 40, 40), (6, 6, 6), (0, 5, 5)])
+def test_a_dataset_never_becomes_smaller(tmp_path, known, made, expected):
+    path = tmp_path / "pairs.jsonl"
+    if known:
+        path.write_text(dataset_of(known))
+    write_dataset_file(path, dataset_of(made), made_anew=False)
+    questions = [pair.question for pair in load_pairs(path)]
+    assert questions == [f"Why {n}?" for n in range(expected)]
+    assert json.loads(path.read_text().splitlines()[0])["total_pairs"] == expected
+
+
+def test_new_pairs_come_behind_all_old_ones_whose_lines_stay_as_they_were():
+    known, made = dataset_of(5), dataset_of(8, start=3)
+    lines = extend_dataset(known, made).splitlines()
+    assert lines[1:6] == known.splitlines()[1:]
+    assert lines[6:] == made.splitlines()[3:]
+
+
+def test_a_dataset_that_is_made_anew_keeps_the_old_file_beside_it(tmp_path):
+    path = tmp_path / "steps_pairs.jsonl"
+    path.write_text(dataset_of(9))
+    write_dataset_file(path, dataset_of(2), made_anew=True)
+    assert len(load_pairs(path)) == 2
+    assert (tmp_path / "steps_pairs_before.jsonl").read_text() == dataset_of(9)
