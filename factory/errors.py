@@ -88,13 +88,20 @@ class PairRejected(FactoryError):
 class RunPaused(FactoryError):
     """The whole run waits for a person. The message says for what; ``svf resume`` goes on.
 
-    ``reason`` is a short code: ``key``, ``quota``, ``no_model``, ``long_wait``, ``failing``,
-    ``deadline`` or ``budget_stopped``.
+    ``reason`` is a short code: ``key``, ``quota``, ``no_model``, ``address``, ``proxy``, ``refused``,
+    ``long_wait``, ``failing``, ``deadline`` or ``budget_stopped``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class StyleEnded(RunPaused):
+    """Nothing more is asked for a style that was cancelled, or failed, meanwhile."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("ended", message)
 
 
 class TeacherError(FactoryError):

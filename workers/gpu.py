@@ -6,10 +6,11 @@ import time
 
 from celery import Task, shared_task
 
-from factory.errors import TeacherBusy
+from factory.errors import StyleEnded, TeacherBusy
+from factory.log import log
 from factory.steps.evaluate import evaluate_step
 from factory.steps.extract import extract_step
-from workers.flow.task import LONGEST_TROUBLE, come_back, run_batch, step_of
+from workers.flow.task import LONGEST_TROUBLE, come_back, has_ended, run_batch, step_of
 
 
 @shared_task(bind=True)
@@ -26,8 +27,12 @@ def evaluate_part(task: Task, run: str, style: str, number: int, failing_since: 
     """
     since = failing_since or time.time()
     with step_of(task, run, style) as (ledger, settings):
+        if has_ended(ledger, style):
+            return
         try:
             patient = time.time() - since < LONGEST_TROUBLE
             evaluate_step(ledger, style, number, settings, str(task.app.conf.broker_url), patient=patient)
+        except StyleEnded:
+            log.info("part %d: its style ended while its judge was asked", number)
         except TeacherBusy as error:
             come_back(task, max(1.0, error.retry_after or 0.0), error, since)

@@ -13,7 +13,7 @@ from factory.run.ledger import Ledger, missing_parts
 from factory.steps.evaluate import conclude_step, give_up_evaluation
 from factory.steps.reduce import reduce_step
 from workers.flow.chord import Chord, send_chord
-from workers.flow.task import step_of
+from workers.flow.task import has_ended, step_of
 from workers.gpu import evaluate_part
 
 PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError)
@@ -33,6 +33,8 @@ def reduce_vector(task: Task, results: list[None], run: str, style: str) -> None
 def check_choice(task: Task, results: list[None], run: str, style: str) -> None:
     """After the sweep of a style's settings, measure the one that was chosen."""
     with step_of(task, run, style) as (ledger, _):
+        if has_ended(ledger, style):
+            return
         body = conclude_evaluation.s(run, style).on_error(report_failure.s(run=run, style=style))
         _send_parts(ledger, style, body, checks=True)
 

@@ -22,7 +22,9 @@ from factory.run.ledger import Ledger, StyleProgress
 LOG_FILE = "steering_vector_generation.log"
 
 
-def resume_here(job: Job, ledger: Ledger) -> int:
+def resume_here(
+    job: Job, ledger: Ledger, max_cost_usd: float | None = None, max_failed_fraction: float | None = None
+) -> int:
     """Go on with a run on this machine, with a broker and workers of its own; returns the exit status."""
     console = Console(highlight=False)
     os.environ["FACTORY_LOG"] = str((job.output / LOG_FILE).resolve())
@@ -32,7 +34,7 @@ def resume_here(job: Job, ledger: Ledger) -> int:
     def start() -> Ledger:
         from workers.flow.submit import resume
 
-        resume(ledger, empty_broker=True, max_cost_usd=job.settings.max_cost_usd)
+        resume(ledger, empty_broker=True, max_cost_usd=max_cost_usd, max_failed_fraction=max_failed_fraction)
         return ledger
 
     states, _ = run_here(job, ledger.run_id, start, needs_teacher=needs_teacher, console=console)

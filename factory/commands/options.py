@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 
@@ -16,6 +17,7 @@ from factory.store import Store
 from factory.teacher.endpoint import OPENAI_KEY
 
 OWN_KEY = "TEACHER_API_KEY"  # variable of a key that --api-key gives for a server of one's own
+KEY_FLAG = "--api-key"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 config_option = click.option(
@@ -62,16 +64,19 @@ def job_options(command: Command) -> Command:
 
     @config_option
     @click.option("--styles", "-s", multiple=True, help="Styles to make; repeat it or separate by commas.")
-    @click.option("--api-key", help=f"Key of the teacher's endpoint; better set {OPENAI_KEY}.")
+    @click.option("--api-key", help=f"Key of the teacher's endpoint; better {OPENAI_KEY} or a file.")
+    @click.option("--api-key-file", type=click.File(), help="File with that key; - reads it from standard input.")
     @output_option
     @click.option("--questions", type=click.Path(path_type=Path), help="File with questions, one a line.")
     @click.option("--limit", type=click.IntRange(min=1), help="At most this many pairs a style.")
     @click.option("--extend", is_flag=True, default=None, help="Add pairs for questions that a dataset lacks.")
     @functools.wraps(command)
     def wrapped(
+        *,
         config_file: Path | None,
         styles: tuple[str, ...],
         api_key: str | None,
+        api_key_file: TextIO | None,
         output: Path,
         questions: Path | None,
         limit: int | None,
@@ -82,8 +87,11 @@ def job_options(command: Command) -> Command:
         flags = {"styles": named, "custom_questions_file": str(questions) if questions else None, "extend": extend}
         given = {key: value for key, value in flags.items() if value is not None}
         configuration = load_configuration(config_file, flags=given)
+        if api_key_file is not None:
+            _keep_key(api_key_file.read().strip(), configuration.settings)
         if api_key:
             _keep_key(api_key, configuration.settings)
+            _begin_without_key()
             configuration = load_configuration(config_file, flags=given)
         return command(Job(configuration, output, limit), **rest)
 
@@ -97,6 +105,22 @@ def _keep_key(api_key: str, settings: Settings) -> None:
         os.environ[OWN_KEY] = api_key
     else:
         os.environ[settings.api_key_env or OPENAI_KEY] = api_key
+
+
+def _begin_without_key() -> None:
+    """Begin again with the same words but for the key: for as long as a process runs, all can read its words."""
+    words = without_key(sys.orig_argv)
+    if words != sys.orig_argv:
+        os.execv(sys.executable, [sys.executable, *words[1:]])
+
+
+def without_key(words: Sequence[str]) -> list[str]:
+    """A command's words without ``--api-key`` and what follows it."""
+    kept: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if KEY_FLAG not in (before, word) and not word.startswith(f"{KEY_FLAG}="):
+            kept.append(word)
+    return kept
 
 
 def hide_loading_bar() -> None:

@@ -136,23 +136,33 @@ def status(run: str | None, config_file: Path | None, output: Path, as_json: boo
 @config_option
 @output_option
 @click.option("--max-cost-usd", type=click.FloatRange(min=0, min_open=True), help="Another cap for the whole run.")
+@click.option(
+    "--max-failed-fraction", type=click.FloatRange(min=0, max=1), help="Another share of each style's pairs may fail."
+)
 @click.option("--here", is_flag=True, help="On this machine, with a broker and workers of its own.")
-def resume(run: str | None, config_file: Path | None, output: Path, max_cost_usd: float | None, here: bool) -> int:
+def resume(
+    run: str | None,
+    config_file: Path | None,
+    output: Path,
+    max_cost_usd: float | None,
+    max_failed_fraction: float | None,
+    here: bool,
+) -> int:
     """Submit what is missing of RUN (the newest without a name).
 
-    A run that is paused goes on. A higher max_cost_usd, as a flag or in the configuration, takes
-    the place of the run's own.
+    A run that is paused goes on. It keeps its bounds, whatever the configuration says now, unless a
+    flag changes them. Questions that the teacher did not answer are asked again.
     """
-    job = open_job(config_file, output, max_cost_usd=max_cost_usd)
+    job = open_job(config_file, output)
     ledger = find_ledger(job, run)
     if here:
         from factory.commands.here import resume_here
 
-        return resume_here(job, ledger)
+        return resume_here(job, ledger, max_cost_usd, max_failed_fraction)
     use_broker(job)
     from workers.flow.submit import resume as resume_run
 
-    resumed = resume_run(ledger, max_cost_usd=job.settings.max_cost_usd)
+    resumed = resume_run(ledger, max_cost_usd=max_cost_usd, max_failed_fraction=max_failed_fraction)
     click.echo(f"run {ledger.run_id}: " + (f"goes on with {', '.join(resumed)}" if resumed else "nothing is missing"))
     return 0
 

@@ -6,6 +6,8 @@ knows Redis, not the queue.
 
 from __future__ import annotations
 
+import redis
+
 from factory.config import Settings
 from factory.counters import open_counters
 from factory.errors import TeacherRefused
@@ -63,10 +65,27 @@ def open_cluster(ledger: Ledger, settings: Settings, broker_url: str) -> Cluster
         tighter(spec.calls_per_minute, settings.own_calls_per_minute),
         tighter(spec.tokens_per_minute, settings.tokens_per_minute),
     )
-    silent = LONGEST_SLEEP + settings.answer_timeout + ON_THE_WAY
-    purse = None if cap is None else Purse(counters, ledger.run_id, cap, lambda: spent_usd(ledger), silent)
-    outcomes, meter = Outcomes(counters, ledger.run_id), Meter(counters, ledger.run_id)
-    return Cluster(limits, outcomes, meter, tally_of(ledger.store, ledger.run_id), purse)
+    return Cluster(
+        limits,
+        Outcomes(counters, ledger.run_id),
+        Meter(counters, ledger.run_id),
+        tally_of(ledger.store, ledger.run_id),
+        _purse(ledger, counters, settings.answer_timeout),
+    )
+
+
+def _purse(ledger: Ledger, counters: redis.Redis, answer_timeout: float) -> Purse | None:
+    cap = ledger.max_cost_usd
+    silent = LONGEST_SLEEP + answer_timeout + ON_THE_WAY
+    return None if cap is None else Purse(counters, ledger.run_id, cap, lambda: spent_usd(ledger), silent)
+
+
+def begin_spending(ledger: Ledger, broker_url: str) -> None:
+    """Tell the workers that a new run has spent nothing yet."""
+    counters = open_counters(broker_url)
+    purse = _purse(ledger, counters, 0.0) if counters is not None else None
+    if purse:
+        purse.begin()
 
 
 def tighter(of_run: float | None, of_machine: float | None) -> float | None:

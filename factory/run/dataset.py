@@ -154,6 +154,7 @@ def manifest(
         "spent_usd": round(sum(entry.get("cost_usd") or 0.0 for entry in entries), 9),
         "saved_usd": round(sum(entry.get("saved_usd") or 0.0 for entry in entries), 9),
         **totals,
+        "left_out": sorted({name for entry in entries for name in entry.get("left_out", [])}),
         "prices": price_source(spec),
         "libraries": {name: version(name) for name in LIBRARIES},
         "python": platform.python_version(),

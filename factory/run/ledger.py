@@ -16,10 +16,12 @@ from typing import Any, Literal
 from factory.errors import ConfigError
 from factory.run.spec import BatchSpec, RunSpec
 from factory.store import Store
+from factory.teacher.faults import UNANSWERED
 
 RUN_FILE = "run.json"
 PAUSE_FILE = "pause.json"
 BUDGET_FILE = "budget.json"
+FRACTION_FILE = "max_failed_fraction.json"
 OPEN = "open"  # folder of the store with one empty entry for each run that may need the guard
 
 
@@ -182,6 +184,30 @@ class Ledger:
     def set_budget(self, max_cost_usd: float) -> None:
         """Give the run another cap, in USD from its beginning."""
         self.store.write_json(f"{self.run_id}/{BUDGET_FILE}", {"max_cost_usd": max_cost_usd})
+
+    @property
+    def max_failed_fraction(self) -> float:
+        """Which share of a style's pairs may fail: as submitted, unless a resume said otherwise."""
+        changed = self.store.read_json(f"{self.run_id}/{FRACTION_FILE}")
+        return float(changed["max_failed_fraction"]) if changed else self.spec.max_failed_fraction
+
+    def set_max_failed_fraction(self, fraction: float) -> None:
+        """Let another share of each style's pairs fail."""
+        self.store.write_json(f"{self.run_id}/{FRACTION_FILE}", {"max_failed_fraction": fraction})
+
+    def forget_unanswered(self, style: str) -> None:
+        """Let batches be written again in which questions failed that were never answered.
+
+        What was answered is not paid again: its replies are kept.
+        """
+        if self.entry(style, "reduced", 0):
+            return
+        for number in self.done_numbers(style, "written"):
+            entry = self.entry(style, "written", number) or {}
+            if UNANSWERED & entry.get("reasons", {}).keys():
+                self.store.delete(self._key(style, f"extracted-{number:06d}.json"))
+                self.store.delete(self._key(style, f"written-{number:06d}.json"))
+        self._seen.clear()
 
     def files(self, style: str) -> list[str]:
         """Names of all files of a style: one listing tells what is done."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from factory.counters import open_counters
-from factory.errors import RunPaused
+from factory.errors import RunPaused, StyleEnded
 from factory.log import log
 from factory.run.asking import spent_usd
 from factory.run.ledger import Ledger
@@ -11,6 +11,27 @@ from factory.teacher.endpoint import endpoint_name
 from factory.teacher.limits import WINDOW, Outcomes
 
 # ---- the pause
+
+
+def require_going_on(ledger: Ledger, style: str) -> None:
+    """Go on only while the style has not ended and the run waits for nobody: asked before money is spent.
+
+    Raises:
+        StyleEnded: it was cancelled, or failed.
+        RunPaused: the run waits for a person.
+    """
+    require_unended(ledger, style)
+    require_unpaused(ledger)
+
+
+def require_unended(ledger: Ledger, style: str) -> None:
+    """Go on only while the style has not ended.
+
+    Raises:
+        StyleEnded: it was cancelled, or failed.
+    """
+    if ledger.result(style) is not None:
+        raise StyleEnded(f"style {style!r} has ended")
 
 
 def require_unpaused(ledger: Ledger) -> None:
@@ -25,7 +46,10 @@ def require_unpaused(ledger: Ledger) -> None:
 
 
 def pause_run(ledger: Ledger, reason: str, message: str) -> RunPaused:
-    """Write down that the run waits for a person; gives the error to raise."""
+    """Write down that the run waits for a person; gives the error to raise. The first reason stays."""
+    pause = ledger.paused()
+    if pause is not None:
+        return RunPaused(pause["reason"], pause["message"])
     log.error("run paused: %s", message)
     ledger.pause(reason, message, spent_usd(ledger))
     return RunPaused(reason, message)
@@ -48,8 +72,12 @@ def require_calls_that_succeed(ledger: Ledger, broker_url: str) -> None:
         )
 
 
-def reopen_run(ledger: Ledger, broker_url: str, max_cost_usd: float | None = None) -> None:
-    """Let a paused run go on, with another cap if one is given."""
+def reopen_run(
+    ledger: Ledger, broker_url: str, max_cost_usd: float | None = None, max_failed_fraction: float | None = None
+) -> None:
+    """Let a paused run go on, with other bounds where they are given."""
+    if max_failed_fraction is not None:
+        ledger.set_max_failed_fraction(max_failed_fraction)
     if max_cost_usd is not None and max_cost_usd != ledger.max_cost_usd:
         ledger.set_budget(max_cost_usd)
     counters = open_counters(broker_url)

@@ -19,6 +19,7 @@ from factory.files import sha256_of
 from factory.log import log
 from factory.run.asking import open_judge
 from factory.run.ledger import Ledger, done_parts, missing_parts
+from factory.run.pause import require_unended
 from factory.steps.resident import target_of
 from factory.teacher.client import Payer
 from factory.teacher.writing import PATIENCE
@@ -67,7 +68,12 @@ def _scorer(ledger: Ledger, style: str, number: int, settings: Settings, broker_
     except TeacherRefused as error:
         return _silent(spec.judge_model, str(error))
     judge = replace(judge, deadline=time.monotonic() + min(PATIENCE, settings.visibility_timeout / 5))
-    return make_scorer(judge, ledger.spec.style_run(style).style, max_concurrent=settings.max_concurrent_calls)
+    return make_scorer(
+        judge,
+        ledger.spec.style_run(style).style,
+        max_concurrent=settings.max_concurrent_calls,
+        may_go_on=lambda: require_unended(ledger, style),
+    )
 
 
 def _missing_judge(spec: EvaluationSpec) -> Scorer | None:

@@ -68,15 +68,18 @@ def _check_failures(ledger: Ledger, part: StyleRun, n_repeated: int) -> None:
     counts = Counter(progress.reasons) + Counter({"duplicate": n_repeated})
     reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(counts.items()))
     failed, usable = counts.total(), progress.extracted - n_repeated
-    if failed > spec.max_failed_fraction * part.n_pairs:
+    if failed > ledger.max_failed_fraction * part.n_pairs:
         raise StyleFailed(
             f"style {name!r}: {failed} of {part.n_pairs} pairs failed ({reasons}), more than "
-            f"max_failed_fraction {spec.max_failed_fraction}. Mend the pairs or raise it, then 'svf resume'"
+            f"max_failed_fraction {ledger.max_failed_fraction:g}. Questions that the teacher did not answer are asked "
+            f"again by 'svf resume'; 'svf resume --max-failed-fraction {min(1.0, failed / part.n_pairs + 0.01):.2f}' "
+            "goes on with what is left; other pairs need another seed or dataset, and a new run"
         )
     if usable < spec.min_pairs:
         raise StyleFailed(
             f"style {name!r}: {usable} pairs could be used, min_pairs is {spec.min_pairs}"
             + (f" ({reasons})" if reasons else "")
+            + ": add questions, then start a new run"
         )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from factory.config import Settings
 from factory.errors import TeacherBusy, TeacherRefused
 from factory.log import log
+from factory.pairs.pair import ContrastivePair
 from factory.run.artifacts import put_pairs
 from factory.run.asking import open_teacher
 from factory.run.ledger import Ledger
-from factory.run.pause import pause_run, require_calls_that_succeed, require_unpaused
+from factory.run.pause import pause_run, require_calls_that_succeed, require_going_on
 from factory.teacher.client import Payer
 from factory.teacher.writing import PATIENCE, draw_bill, write_batch
 
@@ -24,7 +25,7 @@ def write_step(ledger: Ledger, style: str, number: int, settings: Settings, brok
     """
     if ledger.entry(style, "written", number):
         return
-    require_unpaused(ledger)
+    require_going_on(ledger, style)
     part, spec = ledger.spec.style_run(style), ledger.spec.teacher
     questions = ledger.batches(style)[number].questions
     payer = Payer(ledger.run_id, style, number)
@@ -35,7 +36,7 @@ def write_step(ledger: Ledger, style: str, number: int, settings: Settings, brok
             part.style,
             questions,
             max_concurrent=settings.max_concurrent_calls,
-            may_go_on=lambda: require_unpaused(ledger),
+            may_go_on=lambda: require_going_on(ledger, style),
             patience=min(PATIENCE, settings.visibility_timeout / 5),
         )
     except TeacherRefused as error:
@@ -43,12 +44,22 @@ def write_step(ledger: Ledger, style: str, number: int, settings: Settings, brok
     except TeacherBusy:
         require_calls_that_succeed(ledger, broker_url)
         raise
+    if made.has_unanswered:  # not recorded while calls fail: 'svf resume' asks again
+        require_calls_that_succeed(ledger, broker_url)
     key = put_pairs(ledger.store, made.pairs, made.rejected)
     bill = draw_bill(ledger.store, spec, part.style, questions, payer)
     entry = {"key": key, "n_pairs": len(made.pairs), "reasons": made.reasons, "cost_usd": bill.spent_usd}
+    left_out = sorted({name for pair in made.pairs for name in _left_out(pair)})
+    entry |= {"left_out": left_out} if left_out else {}
     calls = {"saved_usd": bill.saved_usd, "paid_calls": bill.paid_calls, "cached_calls": bill.cached_calls}
     ledger.record(style, "written", number, entry | calls | {"paid_tokens": bill.paid_tokens})
     log.info(
         "batch %d: %d pairs written, %d rejected, $%.4f", number, len(made.pairs), len(made.rejected), bill.spent_usd
     )
     require_calls_that_succeed(ledger, broker_url)
+
+
+def _left_out(pair: ContrastivePair) -> list[str]:
+    """Parameters that the teacher's server refused, so that it was asked without."""
+    sides = pair.extra["provenance"]
+    return [name for side in ("positive", "negative") for name in sides[side].get("left_out", [])]

@@ -20,6 +20,7 @@ from factory.teacher.endpoint import endpoint_name, shown_address
 LONG_WAIT = 600.0  # s: a server that asks for more wants a person, not a retry
 RETRYABLE = {408, 409, 425, 429}
 PROMPT = {400, 413, 422}  # the only statuses that are a verdict on the prompt
+UNANSWERED = {"bad_request", "content_filter", "not_json"}  # reasons of rejections that are not an answer's fault
 KEY = {401, 403}
 NO_PLACE = {404, 405, 410}
 NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}

@@ -3,7 +3,7 @@
 A call is priced from its own usage (a price of summed tokens would meet the wrong tier). Before a
 call its worst case is reserved in the broker's Redis, for all workers in one step; afterwards
 what it really cost takes its place. Money is counted in whole nano-dollars. The replies in the
-store are the truth: an empty Redis is filled from them.
+store are the truth; an empty purse is filled from the tallies that the workers keep there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from factory.teacher.spec import TeacherSpec
 
 KEPT = 7 * 86400  # s that Redis keeps what a meter counted
 NANO = 1_000_000_000  # nano-dollars in a dollar
+FILLING = 60  # s after which another worker may try to fill a purse
 OVERHEAD = 32  # tokens that a chat template may add to a prompt
 BYTES_A_TOKEN = 3.5  # of English text, on average
 
@@ -146,7 +147,7 @@ class Purse:
         """
         verdict, spent = self._reserve(call, worst_usd)
         if verdict == -2:
-            self.counters.hsetnx(self._keys[0], "spent", str(_nano(self.fill())))
+            self._fill()
             verdict, spent = self._reserve(call, worst_usd)
         if verdict == 0:
             raise TeacherPaced("the rest of the budget is set aside for calls under way", 2.0)
@@ -156,6 +157,24 @@ class Purse:
                 f"call could cost ${worst_usd:.4f}. Raise max_cost_usd, then 'svf resume'",
                 "budget_stopped",
             )
+
+    def begin(self) -> None:
+        """The run is new and has spent nothing: nobody needs to count that."""
+        self.counters.hsetnx(self._keys[0], "spent", "0")
+
+    def _fill(self) -> None:
+        """Count what is spent, in one thread of the whole cluster.
+
+        Raises:
+            TeacherPaced: another counts; come back.
+        """
+        lock = f"{self._keys[0]}:filling"
+        if not self.counters.set(lock, "1", nx=True, ex=FILLING):
+            raise TeacherPaced("another worker counts what the run has spent", 1.0)
+        try:
+            self.counters.hsetnx(self._keys[0], "spent", str(_nano(self.fill())))
+        finally:
+            self.counters.delete(lock)
 
     def _reserve(self, call: str, worst_usd: float) -> tuple[int, int]:
         amounts = (_nano(worst_usd), int(self.max_cost_usd * NANO), int(self.patience))

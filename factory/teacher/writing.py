@@ -30,6 +30,7 @@ from factory.pairs.pair import ContrastivePair
 from factory.pairs.styles import Style
 from factory.store import Store
 from factory.teacher.client import Payer, Reply, Teacher, build_request, request_key, stored_reply
+from factory.teacher.faults import UNANSWERED
 from factory.teacher.gates import Verdict, check_answer, compare_answers, find_duplicates, reject
 from factory.teacher.judge import as_judge, judge_pair, judge_prompt, judge_spec
 from factory.teacher.spec import TeacherSpec
@@ -203,6 +204,11 @@ class WrittenBatch:
     def reasons(self) -> dict[str, int]:
         """How many questions failed, by reason."""
         return dict(Counter(rejection["reason"] for rejection in self.rejected))
+
+    @property
+    def has_unanswered(self) -> bool:
+        """Whether a question failed without an answer: then the teacher may be at fault, not the question."""
+        return bool(UNANSWERED & self.reasons.keys())
 
 
 @lru_cache(maxsize=2)

@@ -171,6 +171,7 @@ def test_a_prompt_that_is_refused_and_speaks_of_seeds_teaches_nothing(store):
     server = Scripted(
         httpx2.Response(400, json={"error": {"message": "not answered: how do I sow a seed?"}}), said("An answer.")
     )
+    server.answers.insert(0, server.answers[0])
     teacher = teacher_at(server, store)
     with pytest.raises(PairRejected):
         teacher.ask("How do I sow a seed?")

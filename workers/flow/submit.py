@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from factory.celery import app
 from factory.errors import BrokerError
 from factory.planning.plan import Plan
+from factory.run.asking import begin_spending
 from factory.run.ledger import Ledger
 from factory.run.pause import reopen_run
 from factory.store import Store
@@ -47,24 +48,32 @@ def submit(plan: Plan, store: Store) -> Ledger:
     require_broker()
     ledger = Ledger(store, plan.spec.run_id)
     ledger.create(plan.spec, plan.batches)
+    begin_spending(ledger, str(app.conf.broker_url))
     ledger.mark_open()  # from here on a guard finishes what we begin
     for record in [write_style(ledger, part.style.name) for part in plan.spec.styles]:
         send_record(ledger, record)
     return ledger
 
 
-def resume(ledger: Ledger, *, max_cost_usd: float | None = None, empty_broker: bool = False) -> list[str]:
+def resume(
+    ledger: Ledger,
+    *,
+    max_cost_usd: float | None = None,
+    max_failed_fraction: float | None = None,
+    empty_broker: bool = False,
+) -> list[str]:
     """Send what is missing of a run; returns the styles that go on.
 
     A style that failed starts again with what is not done. Of one that still runs, lost messages
     are sent again; with ``empty_broker`` there are none left, and it starts again too. A run that
-    waits for a person goes on, with the budget ``max_cost_usd`` if one is given.
+    waits for a person goes on. ``max_cost_usd`` and ``max_failed_fraction`` take the place of the
+    run's own where they are given.
 
     Raises:
         BrokerError: there is no broker.
     """
     require_broker()
-    reopen_run(ledger, str(app.conf.broker_url), max_cost_usd)
+    reopen_run(ledger, str(app.conf.broker_url), max_cost_usd, max_failed_fraction)
     resumed = []
     running = False
     for part in ledger.spec.styles:
@@ -87,6 +96,7 @@ def restart_style(ledger: Ledger, style: str) -> None:
     """Begin a style that failed anew, with the batches that are not done."""
     retire_chords(ledger, style)
     ledger.forget_given_up(style)
+    ledger.forget_unanswered(style)
     ledger.reopen(style)
     send_record(ledger, write_style(ledger, style))
 

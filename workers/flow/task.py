@@ -106,8 +106,7 @@ def run_batch(task: Task, run: str, style: str, number: int, work: Work) -> None
         n_batches = ledger.spec.style_run(style).n_batches
         if not isinstance(number, int) or not 0 <= number < n_batches:
             raise ConfigError(f"task arguments should name a batch from 0 to {n_batches - 1}, found {number!r:.80}")
-        if ledger.result(style) is not None:
-            log.info("batch %d: its style has ended", number)  # cancelled, or failed by another batch
+        if has_ended(ledger, style):
             return
         came_again = bool((task.request.delivery_info or {}).get("redelivered"))
         attempts = Attempts(ledger, style, number, came_again, settings.visibility_timeout)
@@ -120,6 +119,14 @@ def run_batch(task: Task, run: str, style: str, number: int, work: Work) -> None
         with attempts.one(), time_limit(limit, f"batch {number} of style {style!r}"):
             work(ledger, style, number, settings)
         _warm.add(work.__name__)
+
+
+def has_ended(ledger: Ledger, style: str) -> bool:
+    """Whether a style was cancelled, or failed by another task: every task asks before it begins."""
+    ended = ledger.result(style) is not None
+    if ended:
+        log.info("nothing is done: its style has ended")
+    return ended
 
 
 @contextmanager
