@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from factory.extraction.recipe import Recipe, render
+    from factory.learning.learn import learn_vector
+    from factory.learning.spec import Learning
     from factory.pairs.dataset import load_pairs
     from factory.pairs.pair import ContrastivePair
     from factory.pairs.styles import Style, load_style
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ContrastivePair": "pairs.pair",
+    "Learning": "learning.spec",
     "Recipe": "extraction.recipe",
     "Steering": "vector.steer",
     "SteeringVector": "vector.vector",
@@ -30,6 +33,7 @@ _HOMES = {
     "build_vector": "pipeline",
     "generate": "vector.steer",
     "generate_batch": "vector.steer",
+    "learn_vector": "learning.learn",
     "load_pairs": "pairs.dataset",
     "load_shared": "vector.sharing",
     "load_style": "pairs.styles",
@@ -40,6 +44,7 @@ _HOMES = {
 
 __all__ = [
     "ContrastivePair",
+    "Learning",
     "Recipe",
     "Steering",
     "SteeringVector",
@@ -48,6 +53,7 @@ __all__ = [
     "build_vector",
     "generate",
     "generate_batch",
+    "learn_vector",
     "load_pairs",
     "load_shared",
     "load_style",

@@ -122,6 +122,7 @@ def test_no_domain_module_imports_the_terminal_or_the_queue():
         ("factory.target", RUN | {"factory.teacher", "factory.extraction", "factory.vector"}),
         ("factory.extraction", RUN | {"factory.teacher", "factory.evaluation"}),
         ("factory.vector", RUN | {"factory.evaluation"}),
+        ("factory.learning", RUN | {"factory.teacher", "factory.evaluation"}),
         ("factory.evaluation", RUN),
         ("factory.report", {"factory.steps", "factory.commands", "workers", "workers.flow"}),
         ("factory.steps", {"factory.report", "factory.commands", "factory.cluster", "workers", "workers.flow"}),

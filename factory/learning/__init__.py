@@ -1,0 +1,1 @@
+"""Learned vectors: the numbers of a steering vector found by gradient descent, with the model frozen."""

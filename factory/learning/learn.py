@@ -1,0 +1,107 @@
+"""Learn a style's vector here, in this process. Workers take the same steps with a queue between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factory.errors import StyleFailed
+from factory.extraction.recipe import Recipe, usable_pairs
+from factory.files import sha256_of
+from factory.learning.objectives import OBJECTIVES
+from factory.learning.prompts import Prompts
+from factory.learning.reading import ResponseReader
+from factory.learning.schedule import Part, Schedule
+from factory.learning.spec import Learning
+from factory.learning.state import PartSum, State, start_tensor, take_step
+from factory.pairs.pair import REPEATS, ContrastivePair
+from factory.target.layers import parse_layers
+from factory.target.model import Target
+from factory.vector.steer import check_fits
+from factory.vector.vector import SteeringVector
+
+READS_ONE_TURN = Recipe("response_mean")  # for what makes a pair unusable: no few-shot text is read here
+
+
+def learn_vector(
+    pairs: Sequence[ContrastivePair],
+    target: Target,
+    *,
+    style: str | None = None,
+    start: SteeringVector | None = None,
+    learning: Learning | None = None,
+    layers: str | int | Sequence[int] | range = "all",
+    after: Callable[[State], None] = lambda state: None,
+) -> SteeringVector:
+    """Learn a style's vector from its pairs, in this process.
+
+    ``start`` is where learning begins, most often the mean difference of the same pairs; its layers
+    are then those that learn. None begins at zero, at ``layers``. ``after`` is told each state. The
+    vector's own strength is 1, for keys and values alike.
+
+    Raises:
+        LayerError: the model does not have a layer.
+        StyleFailed: no pair can be read, or a loss is not finite.
+        VectorError: ``start`` is for another model.
+    """
+    learning = learning or Learning()
+    begun = start or zero_vector(target, style or (pairs[0].style if pairs else ""), layers)
+    check_fits(begun, target)
+    if learning.rounds == 0:
+        return begun
+    schedule = Schedule.of(learnable_pairs(pairs, target), learning)
+    if not schedule.taught:
+        raise StyleFailed(f"style {begun.style_name!r}: no pair can be learned from")
+    reader = ResponseReader(Prompts(target), begun.layer_indices, learning.response_tokens)
+    state = State.start(start_tensor(begun, learning))
+    while not state.is_done(learning):
+        sums = [read_part(part, state.vector, reader, learning) for part in schedule.parts(state.round)]
+        state = take_step(state, sums, learning)
+        after(state)
+    return learned_vector(replace(begun, style_name=style or begun.style_name), state, learning)
+
+
+def zero_vector(target: Target, style: str, layers: str | int | Sequence[int] | range) -> SteeringVector:
+    """A vector that does nothing, to begin from."""
+    chosen = parse_layers(layers, target.n_layers)
+    nothing = torch.zeros(len(chosen), *target.shape)
+    return SteeringVector(style, nothing, nothing.clone(), chosen, target.name)
+
+
+def learnable_pairs(pairs: Sequence[ContrastivePair], target: Target) -> list[ContrastivePair]:
+    """The pairs that can be read, without those that nearly repeat others."""
+    return [pair for pair in usable_pairs(pairs, target, READS_ONE_TURN)[0] if REPEATS not in pair.extra]
+
+
+def read_part(part: Part, vector: Tensor, reader: ResponseReader, learning: Learning) -> PartSum:
+    """The loss of a part's pairs at ``vector``, and its gradient unless the part only validates.
+
+    The gradient is computed for the vector alone: the model's weights and the prompts have none.
+    """
+    objective = OBJECTIVES[learning.objective]
+    learned = vector.to(reader.target.device).clone().requires_grad_(not part.validates)
+    with torch.set_grad_enabled(not part.validates):
+        loss = objective(reader, part.pairs, learned, learning)
+    if part.validates:
+        return PartSum(float(loss.detach()), len(part.pairs))
+    (gradient,) = torch.autograd.grad(loss, learned)
+    return PartSum(float(loss.detach()), len(part.pairs), gradient.cpu())
+
+
+def learned_vector(start: SteeringVector, state: State, learning: Learning) -> SteeringVector:
+    """The best vector of a learning that is done, with all that decided it."""
+    keys, values = state.best.clone()
+    config: dict[str, Any] = learning.model_dump(mode="json") | {"start_sha256": sha256_of(start.to_pt())}
+    curve = {"curve": list(state.curve), "best_round": state.best_round, "rounds_taken": len(state.curve)}
+    own = {"recommended_strength": 1.0, "recommended_key_strength": 1.0, "recommended_positions": 1}
+    return replace(
+        start,
+        key_vector=keys,
+        value_vector=values,
+        metadata={**start.metadata, **own, "learning": curve},
+        extraction_config={**start.extraction_config, "learning": config},
+    )

@@ -1,0 +1,202 @@
+"""Learned vectors: gradients as autograd would give them, steps that are pure, and a direction that is found again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from factory import Steering, SteeringVector, build_vector
+from factory.errors import StyleFailed
+from factory.learning.learn import learn_vector, learnable_pairs, read_part, zero_vector
+from factory.learning.objectives import OBJECTIVES
+from factory.learning.prompts import Prompts
+from factory.learning.reading import ResponseReader
+from factory.learning.schedule import Part, Schedule
+from factory.learning.spec import Learning
+from factory.learning.state import PartSum, State, start_tensor, take_step
+from factory.vector.steer import add_vector, generate_batch
+
+LAYERS = [1, 2, 3]
+QUICK = Learning(rounds=4, pairs_per_round=4, pairs_per_part=2, response_tokens=12, validate_every=2)
+
+
+@pytest.fixture(scope="module")
+def pairs(starter_pairs):
+    return starter_pairs[:10]
+
+
+@pytest.fixture(scope="module")
+def start(pairs, target):
+    return build_vector(pairs, target, layers=LAYERS)
+
+
+def naive_loss(target, pair, vector, n_tokens):
+    """One pair: the prompt read by the model, the vector added by hand, the response read token by token behind it."""
+    prompt = target.prompt_ids([{"role": "user", "content": pair.question}])
+    said = [*target.text_ids(pair.positive_response.strip()), target.tokenizer.eos_token_id][:n_tokens]
+    cache = target.model(input_ids=torch.tensor([prompt]), use_cache=True).past_key_values
+    added = SteeringVector("naive", vector[0], vector[1], LAYERS, target.name)
+    for layer in LAYERS:  # what add_vector writes into must not be what the model's own gradient needs
+        cache.layers[layer].keys, cache.layers[layer].values = (
+            part.clone() for part in (cache.layers[layer].keys, cache.layers[layer].values)
+        )
+    add_vector(target, cache, torch.arange(len(prompt))[None], Steering(added, 1.0, 1.0))
+    loss, token = 0.0, target.neutral_id
+    for answer in said:
+        logits = target.model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits[0, -1]
+        loss, token = loss - logits.log_softmax(0)[answer], answer
+    return loss / len(said)
+
+
+def test_the_gradient_of_a_part_is_that_of_naive_autograd_pair_by_pair(pairs, target, start):
+    part = Part(tuple(pairs[:3]), validates=False)
+    vector = start_tensor(start, Learning())
+    reader = ResponseReader(Prompts(target), LAYERS, n_tokens=9)
+    found = read_part(part, vector, reader, Learning())
+
+    naive = vector.clone().requires_grad_()
+    loss = sum(naive_loss(target, pair, naive, 9) for pair in part.pairs)
+    (gradient,) = torch.autograd.grad(loss, naive)
+
+    assert found.loss == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert torch.allclose(found.gradient, gradient, atol=1e-6, rtol=1e-3)
+    assert gradient.norm() > 1e-3
+    assert all(weight.grad is None for weight in target.model.parameters())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_falls_when_a_step_follows_its_gradient(objective, pairs, target, start):
+    learning = Learning(objective=objective)
+    reader = ResponseReader(Prompts(target), LAYERS, n_tokens=9)
+    part, vector = Part(tuple(pairs[:2]), validates=False), start_tensor(start, learning)
+    before = read_part(part, vector, reader, learning)
+    after = read_part(part, vector - 0.01 * before.gradient / before.gradient.norm(), reader, learning)
+    assert after.loss < before.loss
+
+
+def test_a_planted_direction_is_found_again(pairs, target):
+    # Given answers that the tiny model gives with a strong vector of which learning is not told
+    torch.manual_seed(0)
+    planted = replace(zero_vector(target, "planted", LAYERS), value_vector=3 * torch.randn(3, *target.shape))
+    asked = [[{"role": "user", "content": pair.question}] for pair in pairs]
+    said = generate_batch(target, asked, steering=Steering(planted), max_new_tokens=12)
+    told = [replace(pair, positive_response=text) for pair, text in zip(pairs, said, strict=True) if text]
+
+    learning = Learning(rounds=40, rate=0.1, response_tokens=10, validation_share=0)
+    found = learn_vector(told, target, layers=LAYERS, learning=learning)
+
+    # Then what was learned explains the answers as well as what made them, in its direction
+    reader, whole = ResponseReader(Prompts(target), LAYERS, n_tokens=10), Part(tuple(told), validates=True)
+    nothing, theirs, ours = (
+        read_part(whole, torch.stack([vector.key_vector, vector.value_vector]), reader, learning).loss
+        for vector in (zero_vector(target, "none", LAYERS), planted, found)
+    )
+    assert ours < theirs < nothing
+    assert found.cosine(planted) > 0.2  # of 96 numbers: a random direction has 0.1 or less, most often
+
+
+def test_learning_starts_from_the_mean_and_says_all_that_decided_it(pairs, target, start):
+    learned = learn_vector(pairs, target, start=start, learning=QUICK)
+    config = learned.extraction_config["learning"]
+    curve = learned.metadata["learning"]["curve"]
+    assert Learning(**{name: value for name, value in config.items() if name != "start_sha256"}) == QUICK
+    assert len(config["start_sha256"]) == 64
+    assert [entry["round"] for entry in curve] == [0, 1, 2, 3, 4]
+    assert [entry["validation"] is not None for entry in curve] == [True, False, True, False, True]
+    assert Steering.recommended(learned) == Steering(learned, 1.0, 1.0, 1)
+    assert learned.to_pt() == learn_vector(pairs, target, start=start, learning=QUICK).to_pt()
+    assert SteeringVector.from_bytes(learned.to_pt(), "learned.pt") == learned
+
+
+def test_no_round_gives_the_mean_itself(pairs, target, start):
+    assert learn_vector(pairs, target, start=start, learning=Learning(rounds=0)).to_pt() == start.to_pt()
+
+
+def test_a_prompt_is_read_once_and_the_oldest_make_room(pairs, target):
+    prompts = Prompts(target)
+    once = prompts.read(pairs[0].question)
+    assert prompts.read(pairs[0].question) is once
+    tight = Prompts(target, memory=once.nbytes)
+    first = tight.read(pairs[0].question)
+    tight.read(pairs[1].question)
+    again = tight.read(pairs[0].question)
+    assert again is not first
+    assert torch.equal(again, first)
+
+
+# ---- the step, without a model
+
+
+def gradient_of(value):
+    return PartSum(1.0, 2, torch.full((2, 1, 1, 2), value))
+
+
+def test_steps_are_those_of_torchs_adam():
+    learning = Learning(rate=0.05)
+    torch.manual_seed(0)
+    state = State.start(torch.randn(2, 1, 1, 2))
+    theirs = state.vector.clone().requires_grad_()
+    adam = torch.optim.Adam([theirs], lr=0.05)
+    for _ in range(5):
+        gradient = torch.randn(2, 1, 1, 2)
+        state = take_step(state, [PartSum(1.0, 1, gradient)], learning)
+        theirs.grad = gradient.clone()
+        adam.step()
+    assert torch.allclose(state.vector, theirs.detach(), atol=1e-6)
+
+
+def test_a_state_that_went_through_its_bytes_takes_the_same_step():
+    learning = Learning()
+    state = take_step(State.start(torch.ones(2, 1, 1, 2)), [gradient_of(0.5), PartSum(3.0, 1)], learning)
+    again = State.from_bytes(state.to_bytes())
+    assert again.to_bytes() == state.to_bytes()
+    step = [gradient_of(-0.25)]
+    assert take_step(again, step, learning).to_bytes() == take_step(state, step, learning).to_bytes()
+
+
+def test_learning_stops_where_the_validation_gains_no_more_and_keeps_the_best():
+    learning = Learning(patience=2)
+    state, seen = State.start(torch.zeros(2, 1, 1, 2)), []
+    for validation in (3.0, 2.0, 2.5, 2.2, 1.0):
+        if state.is_done(learning):
+            break
+        seen.append(state.vector)
+        state = take_step(state, [gradient_of(1.0), PartSum(validation, 1)], learning)
+    assert len(seen) == 4  # 1.0 came too late
+    assert state.best_round == 1
+    assert torch.equal(state.best, seen[1])
+
+
+def test_without_pairs_that_validate_the_last_vector_is_the_best():
+    learning = Learning(rounds=2)
+    state = State.start(torch.zeros(2, 1, 1, 2))
+    for parts in ([gradient_of(1.0)], [gradient_of(1.0)], []):
+        state = take_step(state, parts, learning)
+    assert state.is_done(learning)
+    assert torch.equal(state.best, state.vector)
+
+
+def test_a_gradient_that_is_not_finite_fails_and_says_what_to_do():
+    with pytest.raises(StyleFailed, match="round 0 is not finite"):
+        take_step(State.start(torch.zeros(2, 1, 1, 2)), [gradient_of(float("nan"))], Learning())
+
+
+# ---- who is read when
+
+
+def test_all_pairs_have_their_turn_and_none_that_validates_teaches(starter_pairs):
+    learning = Learning(rounds=10)
+    schedule = Schedule.of(starter_pairs, learning)
+    read = [pair.pair_id for n in range(5) for part in schedule.parts(n) if not part.validates for pair in part.pairs]
+    assert len(schedule.validating) == 8
+    assert len(set(read)) == 40 == len(read)
+    assert not {pair.pair_id for pair in schedule.validating} & set(read)
+    assert Schedule.of(starter_pairs[::-1], learning) == schedule
+
+
+def test_pairs_that_repeat_others_or_cannot_be_read_teach_nothing(pairs, target):
+    broken = replace(pairs[0], positive_response="<|im_end|> hello")
+    repeated = replace(pairs[1], extra={"repeats": pairs[2].pair_id})
+    assert learnable_pairs([broken, repeated, pairs[2]], target) == [pairs[2]]
