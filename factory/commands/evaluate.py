@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job
 from factory.config import Settings
@@ -157,17 +158,20 @@ def _write(vector: SteeringVector, path: Path) -> None:
 
 
 def _show(results: Sequence[Evaluation]) -> None:
+    from factory.evaluation.verdict import NOT_MEASURED
+
     console = Console(highlight=False)
     for result in results:
         table = Table("", "in the style", "95 %", "markers", "words", "distinct", "loops", "perplexity", box=None)
         for part, figures in result.measured.items():
             table.add_row(part, *_row(figures))
-        console.print(f"\n[bold]{result.style}[/bold]: {result.verdict}, effect {result.effect:+.2f} {result.interval}")
+        effect = "" if result.verdict == NOT_MEASURED else f", effect {result.effect:+.2f} {result.interval}"
+        console.print(Text.assemble("\n", (result.style, "bold"), f": {result.verdict}{effect}"))
         console.print(f"at {result.setting.describe()}; exact answers {_capability(result.capability)}")
         console.print(table)
         _show_judged(console, result)
         if result.advice:
-            console.print(f"[yellow]{result.advice}[/yellow]")
+            console.print(Text(result.advice, style="yellow"))
     if len(results) > 1:
         matrix = Table("vector \\ markers", *(result.style for result in results), box=None)
         for result in results:
@@ -182,7 +186,7 @@ def _show_judged(console: Console, result: Evaluation) -> None:
     table = Table("by the judge", "style", "coherence", "answers", "unreadable", box=None)
     for part, scores in result.judged.items():
         if "failed" in scores:
-            table.add_row(part, scores["failed"])
+            table.add_row(part, Text(scores["failed"]))
         else:
             means = ("" if scores[name] is None else f"{scores[name]:.0f}" for name in ("style", "coherence"))
             table.add_row(part, *means, str(scores["n"]), str(scores["unreadable"]))

@@ -69,6 +69,8 @@ class Examiner:
         if part.startswith("cell-"):
             rank = int(part.removeprefix("cell-"))
             readings = self.readings()
+            if rank >= len(readings):
+                return {}  # the vector lacks layers of the sweep, so that it has fewer cells than was planned
             return self._try(part, readings[rank]) | ({"gate": readings} if rank == 0 else {})
         cell = Cell(**choose_cell(done, self.spec)["setting"])
         if part == "capability":

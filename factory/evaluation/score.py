@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
-from factory.evaluation.bootstrap import bootstrap_interval
+from factory.evaluation.bootstrap import bootstrap_interval, gain_interval, share_interval
 from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.styles import Style
 
@@ -23,7 +23,7 @@ def score(answers: Sequence[str], style: Style, surprise: Sequence[float | None]
     return {
         "n": len(answers),
         "share": round(fmean(in_style), 4),
-        "interval": list(bootstrap_interval(in_style)),
+        "interval": list(share_interval(int(sum(in_style)), len(answers))),
         "markers": round(fmean(shown), 4),
         "words": round(fmean(len(answer.split()) for answer in answers), 2),
         "distinct_4grams": round(fmean(map(distinct_ngrams, answers)), 4),
@@ -35,9 +35,16 @@ def score(answers: Sequence[str], style: Style, surprise: Sequence[float | None]
 
 
 def gain(steered: Sequence[float], unsteered: Sequence[float]) -> tuple[float, list[float]]:
-    """Mean gain by question, and its 95 % interval (paired: the same questions in both)."""
+    """Mean gain by question, and its 95 % interval (paired: the same questions in both).
+
+    Of yes and no it is that of a share, of counts a bootstrap.
+    """
     differences = [after - before for after, before in zip(steered, unsteered, strict=True)]
-    return round(fmean(differences), 4), list(bootstrap_interval(differences))
+    mean = round(fmean(differences), 4)
+    if {*steered, *unsteered} <= {0, 1}:
+        won, lost = differences.count(1), differences.count(-1)
+        return mean, list(gain_interval(won, lost, len(differences)))
+    return mean, list(bootstrap_interval(differences))
 
 
 def summary(figures: dict[str, Any]) -> dict[str, Any]:

@@ -17,13 +17,23 @@ STRONG = 0.3  # gain in the share of answers in the style from which a vector "s
 STRONGER = "Try higher strengths, more layers (target_layers: all), or more steered positions."
 WEAKER = "Its answers loop too often: evaluate lower strengths or fewer positions."
 
+NOTHING = (
+    "Extract more layers (target_layers: all), try another recipe (fewshot or response_mean with n_tokens: 4), "
+    "add pairs, ask more held-out questions (evaluation.limit), or widen evaluation.strengths."
+)
+NOT_MEASURED = "not measured"
+NO_MARKERS = "The style has no markers, so that no answer can be told to be in it: add 'markers' to its file."
+
 Entry = dict[str, Any]  # what became of one part
 
 
 def cells_of(done: Mapping[str, Entry]) -> list[Entry]:
-    """What became of the cells that answered, in the order in which the probe ranked them."""
+    """What became of the cells that answered, in the order in which the probe ranked them.
+
+    Where the vector lacks layers of the sweep there are fewer cells than parts: those are done as nothing.
+    """
     ranks = sorted(int(part.removeprefix("cell-")) for part in done if part.startswith("cell-"))
-    return [done[f"cell-{rank}"] for rank in ranks]
+    return [done[f"cell-{rank}"] for rank in ranks if "figures" in done[f"cell-{rank}"]]
 
 
 def choose_cell(done: Mapping[str, Entry], spec: EvaluationSpec) -> Entry:
@@ -47,7 +57,7 @@ class Evaluation:
     """What was found out about one vector.
 
     ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
-    ``interval`` its 95 % bootstrap interval; ``marker_gain`` the gain in markers an answer.
+    ``interval`` its 95 % interval; ``marker_gain`` the gain in markers an answer.
     ``measured`` holds the figures of each state of the model, ``cells`` those of the cells that
     answered, ``gate`` what the probe read of every cell; ``judged`` a judge's scores of
     each state, if one was asked.
@@ -79,10 +89,14 @@ def conclude(
     style: Style, spec: EvaluationSpec, done: Mapping[str, Entry], specificity: dict[str, float]
 ) -> Evaluation:
     """The verdict, from what became of the parts. ``specificity``: share of answers by style's markers."""
-    steered, unsteered = done["steered"]["figures"], done["unsteered"]["figures"]
+    steered, unsteered, random = (done[part]["figures"] for part in ("steered", "unsteered", "random"))
     effect, interval = gain(steered["in_style"], unsteered["in_style"])
     marker_gain, marker_interval = gain(steered["shown"], unsteered["shown"])
-    verdict, advice = verdict_of(effect, interval, marker_interval, steered["loops"], spec.max_loops)
+    if style.markers:
+        gains = Gains(effect, interval, marker_interval, *_above_random(spec, steered, random))
+        verdict, advice = verdict_of(gains, steered["loops"], spec.max_loops)
+    else:
+        verdict, advice = NOT_MEASURED, NO_MARKERS
     chosen = choose_cell(done, spec)
     return Evaluation(
         style=style.name,
@@ -120,38 +134,65 @@ def _without_probe(cell: Entry) -> Entry:
     return {name: value for name, value in cell.items() if name not in ("gate", "cost_usd")}
 
 
-def verdict_of(
-    effect: float, interval: list[float], marker_interval: list[float], loops: float, max_loops: float
-) -> tuple[str, str]:
-    """A verdict in plain words, and what to try next where it is not the best."""
+@dataclass(frozen=True)
+class Gains:
+    """What steering gains on paired questions: over the unsteered model, and over a random vector of equal norms.
+
+    ``effect``: in the share of answers in the style, with its ``interval``; ``markers``: the interval of
+    the gain in markers per answer; ``over_random`` and ``markers_over_random``: both over the random vector.
+    """
+
+    effect: float
+    interval: list[float]
+    markers: list[float]
+    over_random: list[float]
+    markers_over_random: list[float]
+
+
+def _above_random(spec: EvaluationSpec, steered: Entry, random: Entry) -> tuple[list[float], list[float]]:
+    """Intervals of the gain over the random vector in answers in the style and in markers, on shared questions."""
+    asked = spec.questions_of("steered")
+    rows = [asked.index(question) for question in spec.questions_of("random")]
+    shares, markers = (gain([steered[name][row] for row in rows], random[name])[1] for name in ("in_style", "shown"))
+    return shares, markers
+
+
+def verdict_of(gains: Gains, loops: float, max_loops: float) -> tuple[str, str]:
+    """A verdict in plain words, and what to try next where it is not the best.
+
+    A vector must do more than the unsteered model does, and more than a random vector of its size.
+    """
     broken = loops > max_loops
-    if interval[0] > 0 and effect >= STRONG:
+    in_style = gains.interval[0] > 0 and gains.over_random[0] > 0
+    in_markers = gains.markers[0] > 0 and gains.markers_over_random[0] > 0
+    if in_style and gains.effect >= STRONG:
         return ("steers, but loops", WEAKER) if broken else ("steers", "")
-    if interval[0] > 0 or marker_interval[0] > 0:
+    if in_style or in_markers:
         return (
             "steers weakly",
             f"{WEAKER if broken else STRONGER} The recipe response_mean with n_tokens: 4 may do more.",
         )
-    return "no effect", (
-        "Nothing that the sweep tried shows the style. Extract more layers (target_layers: all), try another recipe "
-        "(fewshot or response_mean with n_tokens: 4), add pairs, or widen evaluation.strengths."
-    )
+    if gains.interval[0] > 0 or gains.markers[0] > 0:
+        return "no effect", f"A random vector of the same size does as much, within what chance allows. {NOTHING}"
+    return "no effect", f"Nothing that the sweep tried shows the style. {NOTHING}"
+
+
+RECOMMENDED = ("recommended_strength", "recommended_layers", "recommended_positions", "recommended_key_strength")
 
 
 def add_evaluation(vector: SteeringVector, evaluation: Evaluation) -> SteeringVector:
-    """The vector with its verdict, and with what steering then uses by default."""
-    setting = evaluation.setting
-    known = {
-        "recommended_strength": setting.strength,
-        "recommended_layers": evaluation.layers,
-        "recommended_positions": setting.n_positions,
-        "recommended_key_strength": setting.key_strength,
-        "effect": evaluation.effect,
-        "interval": evaluation.interval,
+    """The vector with its verdict, and with what steering then uses by default; nothing where none was measured."""
+    cell, measured = evaluation.setting, evaluation.verdict != NOT_MEASURED
+    settings = (cell.strength, evaluation.layers, cell.n_positions, cell.key_strength)
+    found = {
+        "effect": evaluation.effect if measured else None,
+        "interval": evaluation.interval if measured else None,
         "verdict": evaluation.verdict,
         "evaluation": evaluation.to_json(),
     }
-    return replace(vector, metadata={**vector.metadata, **known})
+    before = {key: value for key, value in vector.metadata.items() if key not in {*RECOMMENDED, *found}}
+    recommended = dict(zip(RECOMMENDED, settings, strict=True)) if measured else {}
+    return replace(vector, metadata={**before, **recommended, **found})
 
 
 def specificity_of(answers: list[str], styles: Mapping[str, Style]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from factory.evaluation.examiner import Examiner, evaluate, random_like
 from factory.evaluation.probe import Probe, apply_cell
 from factory.evaluation.score import gain, score
 from factory.evaluation.spec import EvaluationSpec
-from factory.evaluation.verdict import add_evaluation, choose_cell, specificity_of, verdict_of
+from factory.evaluation.verdict import Gains, add_evaluation, choose_cell, conclude, specificity_of, verdict_of
 from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.styles import Style, load_style
 from factory.planning.specify import plan_evaluation
@@ -196,6 +196,14 @@ def test_a_setting_names_layers_that_the_vector_may_lack(target):
         Examiner(target, vector, make_style(), spec, Store("memory://none")).readings()
 
 
+def test_a_vector_that_lacks_layer_sets_of_the_sweep_is_evaluated_with_the_others(target, planted):
+    vector, style = planted
+    spec = SPEC.model_copy(update={"layer_sets": ("all", "20-29"), "cells": 4})
+    evaluation, done = evaluate(target, vector, style, spec)
+    assert set(done) == set(spec.parts)
+    assert {cell["setting"]["layers"] for cell in evaluation.cells} == {"all"}
+
+
 # ---- choice and verdict
 
 STRICT = SPEC.model_copy(update={"max_loops": 0.1})
@@ -215,22 +223,83 @@ def test_the_chosen_setting_gains_most_among_those_that_hardly_loop():
     assert choose_cell(looping, STRICT)["setting"]["strength"] == 5
 
 
+SURE, UNSURE = [0.1, 0.9], [-0.1, 0.9]
+
+
 @pytest.mark.parametrize(
-    ("effect", "interval", "markers", "loops", "verdict"),
+    ("effect", "gains", "loops", "verdict"),
     [
-        (0.8, [0.6, 0.9], [1, 2], 0.0, "steers"),
-        (0.8, [0.6, 0.9], [1, 2], 0.3, "steers, but loops"),
-        (0.1, [0.02, 0.2], [0, 1], 0.0, "steers weakly"),
-        (0.0, [0.0, 0.0], [0.1, 0.5], 0.0, "steers weakly"),
-        (0.0, [-0.1, 0.1], [-0.1, 0.1], 0.0, "no effect"),
+        (0.8, [SURE, SURE, SURE, SURE], 0.0, "steers"),
+        (0.8, [SURE, SURE, SURE, SURE], 0.3, "steers, but loops"),
+        (0.1, [SURE, UNSURE, SURE, UNSURE], 0.0, "steers weakly"),
+        (0.0, [UNSURE, SURE, UNSURE, SURE], 0.0, "steers weakly"),
+        (0.0, [UNSURE, UNSURE, UNSURE, UNSURE], 0.0, "no effect"),
+        (0.8, [SURE, SURE, UNSURE, UNSURE], 0.0, "no effect"),
+        (0.8, [SURE, SURE, UNSURE, SURE], 0.0, "steers weakly"),
     ],
 )
-def test_a_verdict_says_what_the_intervals_say(effect, interval, markers, loops, verdict):
-    assert verdict_of(effect, interval, markers, loops, 0.1)[0] == verdict
+def test_a_verdict_says_what_the_intervals_say(effect, gains, loops, verdict):
+    assert verdict_of(Gains(effect, *gains), loops, 0.1)[0] == verdict
+
+
+def figures_of(texts, style):
+    return {"figures": score(texts, style)}
+
+
+def measured_parts(style, n, *, steered, random, unsteered="plain"):
+    """Parts of an evaluation in which each state of the model always says the same."""
+    texts = {"unsteered": unsteered, "prompted": steered, "steered": steered}
+    done = {part: figures_of([text] * n, style) for part, text in texts.items()}
+    done |= {part: figures_of([random] * len(range(0, n, 2)), style) for part in ("random", "negated")}
+    tried = {"setting": Cell(2.0).to_json(), "layers": [0], "gate": []} | figures_of([steered], style)
+    return {**done, "cell-0": tried, "capability": {"n": 1, "unsteered": 1.0, "steered": 1.0}}
+
+
+def spec_of(n):
+    return SPEC.model_copy(update={"questions": tuple(f"Question {at}?" for at in range(n)), "max_loops": 0.1})
+
+
+def test_a_vector_that_does_no_more_than_a_random_one_has_no_effect():
+    style = make_style(markers=("arr",), min_markers=1)
+    luck = conclude(style, spec_of(30), measured_parts(style, 30, steered="arr", random="arr"), {})
+    assert luck.verdict == "no effect"
+    assert "random vector" in luck.advice
+    assert conclude(style, spec_of(30), measured_parts(style, 30, steered="arr", random="no"), {}).verdict == "steers"
+
+
+def test_two_questions_are_too_few_for_a_verdict_of_steering():
+    style = make_style(markers=("arr",), min_markers=1)
+    found = conclude(style, spec_of(2), measured_parts(style, 2, steered="arr", random="no"), {})
+    assert not found.verdict.startswith("steers")
+    assert found.interval[0] < 0 < found.interval[1] < 1.0001
+
+
+def test_a_style_without_markers_is_not_measured_and_recommends_nothing(target):
+    style = make_style(markers=())
+    found = conclude(style, spec_of(30), measured_parts(style, 30, steered="arr", random="no"), {})
+    assert found.verdict == "not measured"
+    assert "markers" in found.advice
+    before = replace(make_vector(target), metadata={"recommended_strength": 3.0, "description": "kept"})
+    known = add_evaluation(before, found).metadata
+    assert known["verdict"] == "not measured"
+    assert known["effect"] is None
+    assert known["description"] == "kept"
+    assert not [key for key in known if key.startswith("recommended")]
+
+
+def test_the_interval_of_a_share_of_none_or_all_keeps_its_width():
+    style = make_style(markers=("arr",), min_markers=1)
+    low, high = score(["plain"] * 30, style)["interval"]
+    assert low == 0
+    assert 0.1 < high < 0.13  # Wilson's for 0 of 30
+    low, high = score(["arr"] * 2, style)["interval"]
+    assert low < 0.5
+    assert high == 1
 
 
 def test_a_weak_vector_is_to_be_added_more_strongly_unless_its_answers_loop_already():
-    (weak, stronger), (looping, weaker) = (verdict_of(0.1, [0.02, 0.2], [0, 1], loops, 0.1) for loops in (0.0, 0.2))
+    weakly = Gains(0.1, SURE, SURE, SURE, SURE)
+    (weak, stronger), (looping, weaker) = (verdict_of(weakly, loops, 0.1) for loops in (0.0, 0.2))
 
     assert weak == looping == "steers weakly"
     assert "higher strengths" in stronger
