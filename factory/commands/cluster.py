@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from factory.cluster.doctor import (
     Finding,
@@ -91,5 +92,5 @@ def _ping() -> dict[str, list[str]]:
 def _show(findings: list[Finding]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        table.add_row(MARKS[finding.state], finding.area, finding.found, finding.advice)
+        table.add_row(MARKS[finding.state], finding.area, Text(finding.found), Text(finding.advice))
     Console(highlight=False).print(table)

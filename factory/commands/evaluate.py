@@ -142,7 +142,7 @@ def _target(name: str, settings: Settings) -> Target:
     hide_loading_bar()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    trusted = settings.trust_remote_code
+    trusted = settings.trust_remote_code and name == settings.target_model  # a file may name any model
     return load_target(
         name, settings.device, dtype=settings.dtype, quantize=settings.quantize, trust_remote_code=trusted
     )

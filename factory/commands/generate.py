@@ -8,6 +8,7 @@ import time
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from factory.commands.here import LOG_FILE, _finish, run_here
 from factory.commands.options import Job, hide_loading_bar, job_options
@@ -35,7 +36,7 @@ def generate(job: Job) -> int:
     os.environ["FACTORY_LOG"] = str((job.output / LOG_FILE).resolve())
     start_logging(terminal=False)
     _prepare_target(job, console)
-    console.print(f"run [bold]{plan.spec.run_id}[/bold]: {_describe(plan)}", soft_wrap=True)
+    console.print(Text.assemble("run ", (plan.spec.run_id, "bold"), f": {_describe(plan)}"), soft_wrap=True)
     needs_teacher = plan.needs_teacher
 
     def start() -> Ledger:
@@ -50,7 +51,7 @@ def generate(job: Job) -> int:
     states, ledger = run_here(job, plan.spec.run_id, start, needs_teacher=needs_teacher, console=console)
     status = _finish(job, ledger, states, console)
     seconds = time.monotonic() - started
-    console.print(f"finished in {seconds:.0f} s; the log is {os.environ['FACTORY_LOG']}", soft_wrap=True)
+    console.print(Text(f"finished in {seconds:.0f} s; the log is {os.environ['FACTORY_LOG']}"), soft_wrap=True)
     return status
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from factory.commands.options import Job
 from factory.commands.progress import HELD
@@ -18,16 +19,17 @@ def _export(job: Job, ledger: Ledger, states: list[StyleProgress], console: Cons
     pause = ledger.paused()
     if pause and any(state.state in HELD for state in states):
         where = "" if job.output == Path() else f" --output {job.output}"
-        console.print(f"[yellow]paused[/yellow] after ${pause['spent_usd']:.4f}: {pause['message']}", soft_wrap=True)
-        console.print(f"to go on on this machine: svf resume {ledger.run_id} --here{where}", soft_wrap=True)
+        after = f" after ${pause['spent_usd']:.4f}: {pause['message']}"
+        console.print(Text.assemble(("paused", "yellow"), after), soft_wrap=True)
+        console.print(Text(f"to go on on this machine: svf resume {ledger.run_id} --here{where}"), soft_wrap=True)
     for state in states:
         if state.state == "failed":
-            console.print(f"[red]{state.style}[/red]: {state.message}", soft_wrap=True)
+            console.print(Text.assemble((state.style, "red"), f": {state.message}"), soft_wrap=True)
         if state.state != "done":
             continue
         style = ledger.spec.style_run(state.style).style
         path = export_style(ledger, style, job.output, job.settings.output_config)
-        console.print(f"[green]{state.style}[/green]: {state.extracted} pairs -> {path}", soft_wrap=True)
+        console.print(Text.assemble((state.style, "green"), f": {state.extracted} pairs -> {path}"), soft_wrap=True)
 
 
 def finish(job: Job, ledger: Ledger, states: list[StyleProgress]) -> int:

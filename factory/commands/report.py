@@ -34,15 +34,17 @@ def finish_with_report(ledger: Ledger, console: Console) -> None:
     """At the end of a run: what was measured of each style, examples, and where the page lies."""
     from factory.report.page import write_report
 
+    page = write_report(ledger)  # before anything is shown: what the terminal cannot do costs no report
     for part in ledger.spec.styles:
         result = ledger.result(part.style.name) or {}
         if result.get("message"):
-            console.print(f"[yellow]{part.style.name}[/yellow]: {result['message']}", soft_wrap=True)
+            console.print(Text.assemble((part.style.name, "yellow"), f": {result['message']}"), soft_wrap=True)
         elif "verdict" in result:
             shares = f"{result['steered']:.0%} of answers in the style, {result['unsteered']:.0%} unsteered"
-            console.print(f"[bold]{part.style.name}[/bold]: {result['verdict']} ({shares}, {result['setting']})")
+            verdict = f": {result['verdict']} ({shares}, {result['setting']})"
+            console.print(Text.assemble((part.style.name, "bold"), verdict))
     show_examples(ledger, console)
-    console.print(f"\nreport: {write_report(ledger)}", soft_wrap=True)
+    console.print(Text(f"\nreport: {page}"), soft_wrap=True)
 
 
 def show_examples(ledger: Ledger, console: Console) -> None:
@@ -59,7 +61,7 @@ def show_examples(ledger: Ledger, console: Console) -> None:
             titles = [f"{name}, {answer['markers']} markers" for name, answer in answers.items()]
             texts = [Text(_shortened(answer["text"])) for answer in answers.values()]
             grid.add_row(*(Panel(text, title=title) for title, text in zip(titles, texts, strict=True)))
-            console.print(f"\n[bold]{style.name}[/bold]: {row['question']}", grid)
+            console.print(Text.assemble("\n", (style.name, "bold"), f": {row['question']}"), grid)
 
 
 def _shortened(text: str) -> str:

@@ -96,7 +96,8 @@ def _open(source: str, strengths: Sequence[float | None], max_new_tokens: int, c
             settings.device,
             dtype=settings.dtype,
             quantize=settings.quantize,
-            trust_remote_code=settings.trust_remote_code,
+            # A file may name any model: code is run of the configured one alone.
+            trust_remote_code=settings.trust_remote_code and vector.model_name == settings.target_model,
         )
     try:
         instruction = load_style(vector.style_name, settings.styles_dir).instruction()

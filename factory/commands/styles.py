@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from factory.commands.options import config_option, json_option, open_job, output_option
 from factory.files import shipped_file
@@ -29,8 +30,8 @@ def styles(config_file: Path | None, output: Path, as_json: bool) -> int:
         return 0
     table = Table("style", "pairs", "description", box=None, pad_edge=False)
     for name, style in found.items():
-        table.add_row(name, str(pairs[name] or "-"), style.description)
-    Console(highlight=False).print(table)
+        table.add_row(name, str(pairs[name] or "-"), Text(style.description))
+    Console(highlight=False, markup=False).print(table)
     return 0
 
 

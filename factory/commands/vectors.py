@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from factory.commands.options import json_option
 from factory.run.export import run_path
@@ -23,17 +24,23 @@ def show(vectors: tuple[Path, ...], as_json: bool) -> int:
     from factory.vector.vector import SteeringVector
 
     loaded = [SteeringVector.load(path) for path in vectors]
-    cosines = {f"{a.style_name} ~ {b.style_name}": a.cosine(b) for a, b in combinations(loaded, 2)}
+    cosines = {f"{a.style_name} ~ {b.style_name}": a.cosine(b) for a, b in combinations(loaded, 2) if _comparable(a, b)}
     if as_json:
         click.echo(json.dumps({"vectors": [_describe(vector) for vector in loaded], "cosines": cosines}))
         return 0
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     for path, vector in zip(vectors, loaded, strict=True):
-        console.print(_table(vector, path))
+        console.print(_table(vector, path), markup=False)
         _print_run(console, path)
     for names, value in cosines.items():
-        console.print(f"cosine {names}: {value:+.3f}")
+        console.print(Text(f"cosine {names}: {value:+.3f}"))
     return 0
+
+
+def _comparable(first: Any, second: Any) -> bool:
+    """Whether a cosine means something: between vectors of one model, at the same layers."""
+    same = first.model_name == second.model_name and first.layer_indices == second.layer_indices
+    return bool(same and first.value_vector.shape == second.value_vector.shape)
 
 
 def _print_run(console: Console, path: Path) -> None:
@@ -61,7 +68,7 @@ def _table(vector: Any, path: Path) -> Table:
     known, how = vector.metadata, vector.extraction_config
     n_layers, n_heads, head_dim = vector.value_vector.shape
     norms = vector.norms()
-    table = Table(title=str(path), title_justify="left", show_header=False, box=None, title_style="bold")
+    table = Table(title=Text(str(path)), title_justify="left", show_header=False, box=None, title_style="bold")
     table.add_row("style", vector.style_name)
     table.add_row("model", f"{vector.model_name} ({how.get('dtype', '?')}, revision {how.get('model_revision', '?')})")
     table.add_row("shape", f"{n_layers} layers x {n_heads} KV heads x {head_dim}, keys and values")

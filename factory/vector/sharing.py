@@ -5,6 +5,7 @@ The card (README.md) says what was measured and where the vector came from; a hu
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,16 @@ CARD = "README.md"
 
 def share(vector: SteeringVector, folder: Path) -> Path:
     """Write ``vector`` and its card into ``folder``; returns the vector's path."""
-    path = folder / f"{vector.style_name.replace(' ', '_').replace('*', 'x')}.safetensors"
+    path = folder / f"{_file_name(vector.style_name)}.safetensors"
     vector.save(path)
     write_atomically(folder / CARD, model_card(vector, path.name))
     return path
+
+
+def _file_name(style: str) -> str:
+    """A file name for a vector of ``style``, which somebody else may have written: no path, no control character."""
+    name = re.sub(r"[^\w.+()-]+", "_", style.replace("*", "x")).strip("._")[:100]
+    return name or "vector"
 
 
 def model_card(vector: SteeringVector, file_name: str) -> str:

@@ -21,6 +21,7 @@ from factory.errors import VectorError
 from factory.files import write_atomically
 
 FORMAT_VERSION = 1
+LONGEST_NAME = 1000  # characters of a style's or a model's name in a file; sums of vectors have long ones
 FIELDS = (
     "style_name",
     "key_vector",
@@ -237,6 +238,12 @@ def _check_types(content: dict[str, Any], source: str) -> None:
         if not isinstance(content[name], kind):
             found = type(content[name]).__name__
             raise VectorError(f"{source!r} is not a steering vector: {name} should be {kind.__name__}, found {found}")
+    for name in ("style_name", "model_name"):
+        if not content[name] or len(content[name]) > LONGEST_NAME or not content[name].isprintable():
+            raise VectorError(
+                f"{source!r} is not a steering vector: {name} should be one line of 1 to {LONGEST_NAME} characters, "
+                f"found {content[name][:60]!r}"
+            )
     for name in ("key_vector", "value_vector"):
         tensor = content[name]
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.float32:

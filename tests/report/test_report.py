@@ -10,7 +10,9 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 
+from factory.commands.report import finish_with_report
 from factory.errors import StoreError
 from factory.pairs.styles import load_style
 from factory.report import figures
@@ -234,3 +236,11 @@ def test_a_browser_shows_every_figure_and_its_filters_work(page, tmp_path, width
     ).stdout
     seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", told)[1]))
     assert seen == {"complaints": [], "none": "0 of 6 pairs", "outliers": "5 of 6 pairs", "small": 0, "wide": 0}
+
+
+def test_what_models_and_people_wrote_is_shown_as_it_is_on_a_terminal(ledger, monkeypatch, capsys):
+    odd = "bold with [/b], arr[i] and [red]"
+    row = {"question": odd, "answers": {name: {"text": odd, "markers": 1} for name in ("unsteered", "steered")}}
+    monkeypatch.setattr("factory.report.page.examples", lambda *_, **__: [row])
+    finish_with_report(ledger, Console(width=400, highlight=False))
+    assert capsys.readouterr().out.count(odd) == 3 * len(STYLES)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,22 @@ def test_a_shared_vector_is_fetched_from_a_hub_by_its_id(vector, tmp_path):
     assert found.stdout == vector.style_name
     assert list((tmp_path / "cache").rglob("*.safetensors"))
     assert "VectorError: 'lab/nothing' is no file or folder here, and cannot be fetched" in missing.stderr
+
+
+@pytest.mark.parametrize("name", ["/tmp/elsewhere/model", "../../up", "a/b", "..", "C:\\\\x", "x\\x00y"])
+def test_a_vector_is_shared_into_its_folder_whatever_its_style_is_called(vector, tmp_path, name):
+    path = share(replace(vector, style_name=name), tmp_path / "shared")
+    assert path.parent == tmp_path / "shared"
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {path.name, "README.md"}
+
+
+def test_a_models_name_in_a_card_stays_text(vector, tmp_path):
+    name = 'x"); import os; os.system("id") #'
+    share(replace(vector, model_name=name), tmp_path)
+    assert 'load_target("x")' not in (tmp_path / "README.md").read_text()
+
+
+def test_a_file_whose_names_are_no_names_is_refused(vector):
+    raw = replace(vector, style_name="two\nlines").to_pt()
+    with pytest.raises(VectorError, match="style_name should be one line"):
+        SteeringVector.from_bytes(raw, "v.pt")
