@@ -29,6 +29,7 @@ PREFIX = "FACTORY_"
 OTHER_VARIABLES = {"FACTORY_CONFIG", "FACTORY_CACHE_DIR", "FACTORY_LOG"}
 
 Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -70,7 +71,7 @@ class EvaluationSettings(_Section):
     max_loops: Fraction = Field(0.1, description="share of looping answers that a chosen setting may have")
     strengths: list[float] = Field([2.0, 4.0, 6.0, 8.0], min_length=1, description="strengths of the sweep")
     key_strengths: list[float] = Field([0.0], min_length=1, description="strengths of the keys in the sweep")
-    positions: list[int] = Field([1, 4], min_length=1, description="numbers of steered positions in the sweep")
+    positions: list[Count] = Field([1, 4], min_length=1, description="numbers of steered positions in the sweep")
     layer_sets: list[str] = Field(["all"], min_length=1, description="layer sets of the sweep, of those extracted")
     max_new_tokens: int = Field(96, ge=8, description="tokens an answer")
     judge_model: str | None = Field(None, description="a model that scores style and coherence; null: none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,8 @@ def shipped_file(folder: str, name: str) -> Path:
 def hash_of(content: Any) -> str:
     """The SHA-256 of JSON content in its canonical form: equal content, equal hash."""
     return sha256_of(json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+def today() -> str:
+    """The date as ``2026-11-26``, in UTC: workers stand in several time zones."""
+    return time.strftime("%Y-%m-%d", time.gmtime())

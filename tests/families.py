@@ -8,15 +8,23 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    Ernie4_5Config,
+    Exaone4Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
+    GptOssConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
     StableLmConfig,
 )
 
@@ -72,6 +80,23 @@ def family_configs() -> dict[str, PreTrainedConfig]:
         "gemma2": Gemma2Config(**SIZES, head_dim=16, sliding_window=2048),
         "gemma3": Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=2048),
         "stablelm": StableLmConfig(**SIZES, partial_rotary_factor=0.5),  # its attention cannot be replaced
+        "cohere": CohereConfig(**SIZES),  # neighbours rotate
+        "glm4": Glm4Config(**SIZES, head_dim=16, pad_token_id=0),  # neighbours rotate, in a part of each head
+        "ernie4_5": Ernie4_5Config(**SIZES, head_dim=16),
+        "smollm3": SmolLM3Config(**SIZES, pad_token_id=0),  # every fourth layer does not rotate
+        "exaone4": Exaone4Config(**SIZES, sliding_window=2048, sliding_window_pattern=4),
+        "llama4": Llama4TextConfig(  # complex angles
+            **SIZES, head_dim=16, intermediate_size_mlp=64, num_local_experts=4, num_experts_per_tok=1
+        ),
+        "gpt-oss": GptOssConfig(  # attention of its own, with sinks
+            **SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=2048
+        ),
+        "falcon-mqa": FalconConfig(
+            **SIZES | {"num_key_value_heads": 1}, multi_query=True, new_decoder_architecture=False
+        ),
+        "falcon-alibi": FalconConfig(
+            **SIZES | {"num_key_value_heads": 4}, multi_query=False, alibi=True, num_kv_heads=4
+        ),
         "gpt2": GPT2Config(vocab_size=260, n_embd=32, n_layer=5, n_head=4, n_positions=4096),
     }
 

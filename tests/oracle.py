@@ -5,41 +5,63 @@ Nothing of the factory's extraction is used, only what it says it reads.
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager
+
 import torch
 
 from factory import Target, render
 
 
 def naive_states(target: Target, ids: list[int], positions: list[int], layers: list[int]):
-    """Keys and values of one text at its positions, averaged; keys rotated back by hand."""
-    with torch.no_grad():
+    """Keys and values of one text at its positions, averaged; keys as they were before the model turned them."""
+    with torch.no_grad(), recording(target.model) as turned:
         cache = target.model(input_ids=torch.tensor([ids]), use_cache=True).past_key_values
     keys, values = [], []
     for layer in layers:
         k, v = cache.layers[layer].keys[0], cache.layers[layer].values[0]  # [n_kv_heads, n_tokens, head_dim]
-        keys.append(torch.stack([unrotate(target, k[:, at], at, layer) for at in positions]).mean(0))
+        k = unturned(k, turned)
+        keys.append(torch.stack([k[:, at] for at in positions]).mean(0))
         values.append(torch.stack([v[:, at] for at in positions]).mean(0))
     return torch.stack(keys), torch.stack(values)
 
 
-def unrotate(target: Target, key, position: int, layer: int):
-    """Turn each pair of numbers of a key back by the angle of its position."""
-    rotary = getattr(target.model.base_model, "rotary_emb", None)
-    if rotary is None:
-        return key
-    kinds = getattr(target.model.config, "layer_types", None)
-    own = [kinds[layer]] if hasattr(rotary, "layer_types") else []
-    cos, sin = rotary(key.float(), torch.tensor([[position]]), *own)
-    cos, sin = cos[0, 0], sin[0, 0]
-    half = cos.shape[-1] // 2  # what lies behind the rotated numbers is never turned
-    out = key.clone()
-    for i in range(half):
-        c, s = cos[i], sin[i]
-        a, b = key[..., i], key[..., i + half]
-        square = c * c + s * s
-        out[..., i] = (a * c + b * s) / square
-        out[..., i + half] = (b * c - a * s) / square
-    return out
+@contextmanager
+def recording(model):
+    """Note what the model's own rotary functions are given and what they return."""
+    noted = []
+    functions = [
+        (sys.modules[name], attribute)
+        for name in {type(module).__module__ for module in model.modules()}
+        for attribute in ("apply_rotary_pos_emb", "apply_rotary_emb")
+        if hasattr(sys.modules[name], attribute)
+    ]
+    usual = [getattr(*place) for place in functions]
+
+    def noting(function):
+        def call(query, key, *rest, **options):
+            results = function(query, key, *rest, **options)
+            noted.append((key, results[1]))
+            return results
+
+        return call
+
+    for place, function in zip(functions, usual, strict=True):
+        setattr(*place, noting(function))
+    try:
+        yield noted
+    finally:
+        for place, function in zip(functions, usual, strict=True):
+            setattr(*place, function)
+
+
+def unturned(cached, turned):
+    """The key that became ``cached`` [n_kv_heads, n_tokens, head_dim]; itself, where nothing turned it."""
+    for before, after in turned:
+        for given, made in ((before[0], after[0]), (before[0].transpose(0, 1), after[0].transpose(0, 1))):
+            if made.shape[:2] == cached.shape[:2] and torch.equal(made, cached[..., : made.shape[-1]]):
+                return torch.cat([given.float(), cached[..., made.shape[-1] :]], dim=-1)
+    return cached
 
 
 def naive_vector(pairs, target: Target, layers: list[int], **rendering):

@@ -16,10 +16,12 @@ import torch
 from factory.evaluation.thought import OPEN, PhaseBudgets, opens_thought
 from factory.files import hash_of, sha256_of
 from factory.store import Store
-from factory.target.model import Message, Target
+from factory.target.chat import Message
+from factory.target.model import Target
 from factory.vector.steer import Steering, as_messages, generate_batch, left_padded, positions_of
 
 ANSWER_BATCH = 32  # answers generated at once
+ANSWERING_VERSION = 2  # of the code that answers: raised where a change of it may change an answer
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class Questioning:
             "n_positions": steering.n_positions,
         }
         asked = {
-            "model": [target.name, target.revision, target.dtype, target.template_sha256],
-            "questions": self.questions,
-            "system": self.system,
+            "version": ANSWERING_VERSION,
+            "model": [target.name, target.revision, target.dtype],
+            "texts": [target.prompt_ids(messages) for messages in self.conversations()],
             "max_new_tokens": self.max_new_tokens,
             "steering": added,
             **({"examples": self.examples} if self.examples else {}),
@@ -108,7 +110,8 @@ def losses(target: Target, questions: Sequence[str], answers: Sequence[str]) -> 
     ids, mask = left_padded(target, [prompt + answer for prompt, answer in zip(prompts, said, strict=True)])
     longest = max(1, *map(len, said))
     model: Any = target.model
-    output = model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), logits_to_keep=longest + 1)
+    with target.lock:
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), logits_to_keep=longest + 1)
     logits = output.logits[:, :-1].float()  # [batch, longest, vocabulary]: what is said about the next token
     each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, -longest:], reduction="none")
     return [float(loss[-len(answer) :].mean()) if answer else None for loss, answer in zip(each, said, strict=True)]

@@ -86,13 +86,14 @@ class Probe:
         n_tokens = ids.shape[1]
         mask = torch.cat([self.mask[:, :-1], torch.ones_like(ids)], dim=1)
         model: Any = self.target.model
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions_of(mask)[:, -n_tokens:],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self.target.lock:
+            output = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions_of(mask)[:, -n_tokens:],
+                past_key_values=cache,
+                use_cache=True,
+            )
         return torch.as_tensor(output.logits).float()
 
 

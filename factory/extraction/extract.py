@@ -129,7 +129,7 @@ def read_states(
     segments = share_prefixes(texts, [at[0] for at in positions])
     budget = batch_tokens or BATCH_TOKENS[target.device.type]
     reader = _Reader(positions, target, layers, longest=max(map(len, texts), default=0))
-    with reading(target, last_layer=max(layers)):
+    with target.lock, reading(target, last_layer=max(layers)):
         for row in pack(segments, budget if is_packable(target) else 1):  # of 1: every segment by itself
             reader.read(row)
         return reader.fetch()
@@ -222,15 +222,19 @@ def _hidden(longest: int, target: Target) -> Tensor:
 
 
 def describe_extraction(target: Target, recipe: Recipe, layers: Sequence[int]) -> dict[str, Any]:
-    """The ``extraction_config`` of a vector: all that decides its numbers beside the pairs."""
-    return {
+    """The ``extraction_config`` of a vector: all that decides its numbers beside the pairs.
+
+    The day is part of it where the chat template writes one into every text.
+    """
+    day = {"date": target.date} if target.chat.is_dated else {}
+    return day | {
         "recipe": recipe.name,
         "n_shots": recipe.n_shots if recipe.name == "fewshot" else None,
         "n_tokens": recipe.n_tokens if recipe.name == "response_mean" else None,
         "target_layers": list(layers),
         "max_sequence_length": recipe.max_sequence_length,
         "dtype": target.dtype,
-        "keys": "rotated to position 0" if target.rotation.embedding is not None else "as cached",
+        "keys": target.anatomy.keys,
         "neutral_token_id": target.neutral_id,
         "chat_template_sha256": target.template_sha256,
         "model_revision": target.revision,

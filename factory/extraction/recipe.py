@@ -15,7 +15,8 @@ from typing import Any
 
 from factory.errors import ConfigError, PairRejected, UnknownRecipe
 from factory.pairs.pair import BATCH_SIZE, CIRCLE, N_SHOTS, ContrastivePair, cut_batches
-from factory.target.model import Message, Target
+from factory.target.chat import Message
+from factory.target.model import Target
 
 NEUTRAL_INSTRUCTION = "Answer the question in plain, connected prose."
 
@@ -195,7 +196,9 @@ def _read_of(pair: ContrastivePair, recipe: Recipe) -> dict[str, str]:
 def _check_length(pair: ContrastivePair, n_tokens: int, target: Target, recipe: Recipe) -> None:
     limit = min(recipe.max_sequence_length, target.longest_text)
     if n_tokens > limit:
-        raise PairRejected("too_long", f"{pair.pair_id}: {n_tokens} tokens, at most {limit} are read, none cut off")
+        why = "max_sequence_length" if limit == recipe.max_sequence_length else f"the model's {target.limited_by}"
+        message = f"{pair.pair_id}: {n_tokens} tokens, at most {limit} are read ({why}), none cut off"
+        raise PairRejected("too_long", message)
 
 
 def usable_pairs(

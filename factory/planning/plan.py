@@ -13,7 +13,7 @@ from pathlib import Path
 
 from factory.config import Settings, model_queue
 from factory.errors import ConfigError
-from factory.files import shipped_file
+from factory.files import shipped_file, today
 from factory.log import log
 from factory.pairs.dataset import dataset_path, load_dataset, load_questions
 from factory.pairs.pair import ContrastivePair, cut_batches, number_batches
@@ -146,6 +146,7 @@ def plan_run(
         max_cost_usd=settings.max_cost_usd,
         keep_differences=settings.output_config.save_intermediate_files,
         gpu_queue=model_queue(settings.target_model) if settings.gpu_queue == "model" else "gpu",
+        date=today(),
     )
     return Plan(spec, batches, merge_repeats(supplies))
 

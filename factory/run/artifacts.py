@@ -17,6 +17,8 @@ from factory.pairs.pair import ContrastivePair
 from factory.run.ledger import Ledger
 from factory.store import Store
 
+READING_VERSION = 2  # of the code that reads: raised where a change of it may change a number
+
 if TYPE_CHECKING:
     from factory.extraction.extract import Differences, RenderedBatch
     from factory.target.model import Target
@@ -41,6 +43,7 @@ def get_pairs(store: Store, key: str) -> tuple[list[ContrastivePair], list[dict[
 def differences_key(batch: RenderedBatch, target: Target, layers: Sequence[int]) -> str:
     """Where the differences of ``batch`` lie: a hash of everything that decides them."""
     read = {
+        "version": READING_VERSION,
         "texts": [asdict(rendering) for rendering in batch.renderings],
         "pair_ids": batch.pair_ids,
         "rejected": [asdict(rejection) for rejection in batch.rejected],

@@ -57,6 +57,12 @@ class RunSpec(Frozen):
     max_cost_usd: float | None = None
     keep_differences: bool = False
     gpu_queue: str = "gpu"
+    date: str | None = None
+
+    @property
+    def day(self) -> str:
+        """The day that chat templates write into texts; runs of older versions have that of their submission."""
+        return self.date or f"{self.run_id[:4]}-{self.run_id[4:6]}-{self.run_id[6:8]}"
 
     def style_run(self, name: str) -> StyleRun:
         """The part of the run about one style.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from factory.config import Settings
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _resident: dict[tuple[Any, ...], tuple[int | None, Target]] = {}  # this worker's model, and how deep it was loaded
+_loading = Lock()  # two threads would load it twice
 
 
 def recipe_of(spec: ExtractionSpec) -> Recipe:
@@ -33,7 +35,12 @@ def load_resident_target(
     Another model, or more of its layers, takes the place of the one before, which goes first: two
     may not fit.
     """
-    asked = name, device, dtype, quantize, trust_remote_code
+    with _loading:
+        return _load_resident((name, device, dtype, quantize, trust_remote_code), depth)
+
+
+def _load_resident(asked: tuple[str, str, str, str | None, bool], depth: int | None) -> Target:
+    name, device, dtype, quantize, trust_remote_code = asked
     loaded, target = _resident.get(asked, (0, None))
     if target is not None and (loaded is None or (depth is not None and depth <= loaded)):
         return target
@@ -67,6 +74,7 @@ def target_of(run: RunSpec, settings: Settings) -> Target:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     depth = depth_to_read(spec.target_layers) if run.evaluation is None else None
-    return load_resident_target(
+    target = load_resident_target(
         spec.target_model, settings.device, spec.dtype, spec.quantize, settings.trust_remote_code, depth
     )
+    return target.on(run.day)

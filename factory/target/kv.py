@@ -1,4 +1,4 @@
-"""The KV cache: reading states out of it, writing a vector into it, and its rotary positions.
+"""The KV cache: reading states out of it, writing a vector into it, and which models have one.
 
 The only module that knows the cache classes of transformers. A model calls ``cache.update`` once
 a layer with that layer's new keys and values, so a cache of our own can read the states of any
@@ -7,11 +7,10 @@ model, keep what texts share, and stop the forward pass once the last needed lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
@@ -43,63 +42,34 @@ def new_cache(model: PreTrainedModel) -> Cache:
     return DynamicCache(config=model.config)
 
 
+class WatchedCache(DynamicCache):
+    """A cache that tells each layer's new states."""
+
+    def __init__(self, seen: Callable[[int, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Tell layer ``layer_idx``'s new states, and keep them."""
+        self.seen(layer_idx, key_states, value_states)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
 def add_to_cache(
     cache: Cache, layers: Sequence[int], keys: Tensor | None, values: Tensor | None, n_positions: int = 1
 ) -> None:
-    """Add a vector to the last ``n_positions`` cached positions, in place.
+    """Add a vector to the last ``n_positions`` cached positions, in place; to all, where there are fewer.
 
     ``values`` is ``[n_layers, n_kv_heads, head_dim]``; ``keys`` is
     ``[batch, n_positions, n_layers, n_kv_heads, head_dim]``, rotated forward to its positions.
     """
     for index, layer in enumerate(layers):
         states: Any = cache.layers[layer]
-        window = slice(states.values.shape[2] - n_positions, None)
+        window = slice(max(0, states.values.shape[2] - n_positions), None)
         if values is not None:  # one vector for every row and position
             states.values[:, :, window] += values[index][None, :, None].to(states.values)
         if keys is not None:  # [batch, n_kv_heads, n_positions, head_dim]
             states.keys[:, :, window] += keys[:, :, index].transpose(1, 2).to(states.keys)
-
-
-class Rotation:
-    """A model's rotary position embedding, applied to cached keys in either direction.
-
-    Source: RoFormer (arXiv 2104.09864), in the half-split form of Llama. A model without rotary
-    embedding (GPT-2's learned positions) gets the identity. Scaled variants (YaRN) multiply sine
-    and cosine by a factor, which the way back divides out.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.embedding: Any = getattr(model.base_model, "rotary_emb", None)
-        self.layer_types: Any = getattr(model.config.get_text_config(), "layer_types", None)
-
-    def turn(self, keys: Tensor, positions: Tensor, layers: Sequence[int], *, back: bool) -> Tensor:
-        """Rotate ``keys`` [n, n_layers, n_kv_heads, head_dim] to ``positions`` [n], or back to 0."""
-        if self.embedding is None:
-            return keys
-        turned = keys.clone()
-        for index, layer in enumerate(layers):
-            cos, sin = self._angles(keys, positions, layer)  # [n, 1, rotary_dim]
-            width = cos.shape[-1]
-            part = keys[:, index, :, :width]  # [n, n_kv_heads, rotary_dim]
-            scale = (cos.square() + sin.square()) if back else 1.0
-            turned[:, index, :, :width] = (part * cos + _rotate_half(part) * (-sin if back else sin)) / scale
-        return turned
-
-    def _angles(self, like: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        arguments: list[Any] = [like.float(), positions[None]]
-        if self._differs_by_layer():
-            arguments.append(self.layer_types[layer])
-        cos, sin = self.embedding(*arguments)
-        return cos[0].float()[:, None], sin[0].float()[:, None]
-
-    def _differs_by_layer(self) -> bool:
-        """Whether local and global layers turn at different speeds (Gemma 3)."""
-        return self.layer_types is not None and hasattr(self.embedding, "layer_types")
-
-
-def _rotate_half(states: Tensor) -> Tensor:
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat([-second, first], dim=-1)
 
 
 def check_cache_support(config: PreTrainedConfig, name: str) -> None:
@@ -120,11 +90,22 @@ def check_cache_support(config: PreTrainedConfig, name: str) -> None:
         raise TargetError(f"{name}: layers share their KV cache, which is not supported. Choose another model.")
 
 
-def longest_window(config: PreTrainedConfig) -> int | None:
-    """How many tokens back the narrowest attention layer sees; None when every layer sees all."""
+def reading_limits(config: PreTrainedConfig) -> dict[str, int]:
+    """How many tokens of a text are read as the whole model reads them, by what limits them.
+
+    A narrower layer sees less than the text (a sliding window, chunks); a rope that changes with the
+    length of a pass (longrope, dynamic) would turn all texts of a pass by the longest.
+    """
     text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
     kinds = getattr(text, "layer_types", None)
-    if not window or getattr(text, "use_sliding_window", True) is False:
-        return None
-    return int(window) if kinds is None or "sliding_attention" in kinds else None
+    limits = {"positions": getattr(text, "max_position_embeddings", None)}
+    if getattr(text, "use_sliding_window", True) and (kinds is None or "sliding_attention" in kinds):
+        limits["sliding window"] = getattr(text, "sliding_window", None)
+    if kinds is None or "chunked_attention" in kinds:
+        limits["attention chunks"] = getattr(text, "attention_chunk_size", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        limits["short rope factors"] = rope.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
+    return {why: int(limit) for why, limit in limits.items() if limit}

@@ -6,14 +6,12 @@ into token ids. This module does not know pairs, recipes or vectors.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
-import resource
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,26 +21,39 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from factory.errors import PairRejected, TargetError
+from factory.errors import TargetError
+from factory.files import sha256_of, today
 from factory.log import log
+from factory.target.anatomy import Anatomy, find_anatomy
+from factory.target.chat import Chat, Message, add_template_of_its_own
 from factory.target.download import BUILT_IN, built_in_folder
-from factory.target.kv import Rotation, check_cache_support, longest_window
-
-Message = dict[str, str]
-THINKING = ("<think>", "</think>")
+from factory.target.gguf import check_gguf
+from factory.target.kv import check_cache_support, reading_limits
+from factory.target.revision import folder_revision, revision_of
+from factory.target.rotation import Rotation
 
 
 @dataclass(frozen=True)
 class Target:
     """A loaded target model with its tokenizer.
 
-    ``revision`` names the exact weights: a hub commit, or the hash of the local files.
+    ``revision`` names the exact weights: a hub commit, or the hash of the local files. ``date`` is the
+    day that chat templates write where they write one. ``lock`` is held while the model runs: extraction
+    replaces parts of it, so that two threads take turns.
     """
 
     name: str
     revision: str
     model: PreTrainedModel
     tokenizer: Tokenizer
+    anatomy: Anatomy
+    date: str = field(default_factory=today)
+    lock: AbstractContextManager[Any] = field(default_factory=threading.RLock, compare=False, repr=False)
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The tokenizer with its chat template, on the target's day."""
+        return Chat(self.tokenizer, self.date)
 
     @property
     def device(self) -> torch.device:
@@ -65,33 +76,36 @@ class Target:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of one layer's states of one token: ``(n_kv_heads, head_dim)``."""
-        config = self._text_config
-        heads = int(config.num_attention_heads)
-        n_kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-        return n_kv_heads, int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        return self.anatomy.shape
+
+    @property
+    def rotation(self) -> Rotation:
+        """How the model turns keys by their position."""
+        return self.anatomy.rotation
 
     @property
     def longest_text(self) -> int:
         """How many tokens the model can read with every layer seeing all of them."""
-        window = longest_window(self.model.config)
-        limit = int(getattr(self._text_config, "max_position_embeddings", 2**31))
-        return min(limit, window or limit)
+        return min(reading_limits(self.model.config).values(), default=2**31)
+
+    @property
+    def limited_by(self) -> str:
+        """What of the model sets :attr:`longest_text`, in words."""
+        limits = reading_limits(self.model.config)
+        return min(limits, key=lambda why: limits[why], default="nothing")
 
     def peak_memory_mib(self) -> float:
         """The most memory that this process has used so far: on the GPU if the model is there, else its own."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
+        import resource  # Unix alone has it
+
         unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
     @property
     def _text_config(self) -> Any:
         return self.model.config.get_text_config()
-
-    @cached_property
-    def rotation(self) -> Rotation:
-        """The model's rotary embedding."""
-        return Rotation(self.model)
 
     @cached_property
     def neutral_id(self) -> int:
@@ -102,70 +116,41 @@ class Target:
         return int(ids[-1])
 
     @cached_property
-    def _special_texts(self) -> re.Pattern[str]:
-        texts = {text for text in self.tokenizer.all_special_tokens if text.strip()} | set(THINKING)
-        return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
-
-    @cached_property
     def template_sha256(self) -> str:
         """Hash of the chat template, so that a vector says what text its model read."""
-        return hashlib.sha256(str(self.tokenizer.chat_template or "").encode()).hexdigest()
+        return sha256_of(self.chat.template)
 
     def special_text_in(self, text: str) -> str | None:
         """The first piece of ``text`` that the tokenizer or template takes for a command, if any."""
-        found = self._special_texts.search(text)
-        return found.group() if found else None
+        return self.chat.special_text_in(text)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to where the model is to answer."""
-        text = self._apply_template(messages, add_generation_prompt=True)
-        return list(self._encode(text)["input_ids"])
+        """Token ids of a conversation up to where the model is to answer.
+
+        Raises:
+            PairRejected: the chat template refuses the conversation.
+        """
+        return self.chat.prompt_ids(messages)
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of bare text, without any special token."""
-        return list(self._encode(text)["input_ids"])
+        return self.chat.text_ids(text)
 
     def response_ids(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """Token ids of a conversation, and the indices of its last message's own tokens.
 
         Raises:
-            PairRejected: the chat template altered the message, so its tokens cannot be told.
+            PairRejected: the chat template refuses the conversation or alters the message.
         """
-        text = self._apply_template(messages, add_generation_prompt=False)
-        response = messages[-1]["content"].strip()
-        start = text.rfind(response)
-        if start < 0:
-            raise PairRejected("template", "the chat template alters the response, so its tokens cannot be found")
-        encoding = self._encode(text, return_offsets_mapping=True)
-        stop = start + len(response)
-        span = [at for at, (a, b) in enumerate(encoding["offset_mapping"]) if a < stop and b > start and b > a]
-        return list(encoding["input_ids"]), span
+        return self.chat.response_ids(messages)
 
-    def _apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        if not self.tokenizer.chat_template:
-            lines = [f"{message['role']}: {message['content']}\n" for message in messages]
-            return "".join([*lines, "assistant:"] if add_generation_prompt else lines)
-        text = self.tokenizer.apply_chat_template(
-            _merge_system(messages, self.tokenizer), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return str(text)
-
-    def _encode(self, text: str, *, return_offsets_mapping: bool = False) -> Any:
-        # The template has written the special tokens already: adding them again doubles the first.
-        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=return_offsets_mapping)
+    def on(self, date: str) -> Target:
+        """The same model, for texts of another day: templates may write it into every prompt."""
+        return replace(self, date=date)
 
     def tensor(self, numbers: Any, dtype: torch.dtype = torch.long) -> Tensor:
         """``numbers`` as a tensor on the model's device."""
         return torch.tensor(numbers, dtype=dtype).to(self.device, non_blocking=True)
-
-
-def _merge_system(messages: Sequence[Message], tokenizer: Tokenizer) -> list[Message]:
-    """Put a system message into the first question where the template has no place for one (Gemma)."""
-    template = str(tokenizer.chat_template)
-    if messages[0]["role"] != "system" or "system" in template:
-        return list(messages)
-    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-    return [first, *messages[2:]]
 
 
 def choose_device(device: str) -> str:
@@ -227,14 +212,17 @@ def load_target(
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **files)
         check_cache_support(config, name)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **files)
+        add_template_of_its_own(tokenizer, source)
         if getattr(config.get_text_config(), "attn_logit_softcapping", None):
             options["attn_implementation"] = "eager"  # sdpa has no soft cap (Gemma 2)
         if depth is not None and depth < config.get_text_config().num_hidden_layers and not files:
             config.get_text_config().num_hidden_layers = depth
             options["config"] = config
+        if files:
+            check_gguf(Path(source) / files["gguf_file"], config)
         with _quiet_about_layers_left_out("config" in options):
-            model: Any = AutoModelForCausalLM.from_pretrained(source, **files, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+            model = _load_model(source, files | options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TargetError(
             f"target model {name!r} cannot be loaded: {reason}. Expected a hub id, a folder, a .gguf file "
@@ -243,7 +231,17 @@ def load_target(
     if quantize is None or not place.startswith("cuda"):
         model = model.to(place)
     model = model.eval().requires_grad_(False)
-    return Target(name, revision or _hub_commit(model), model, tokenizer)
+    return Target(name, revision or _hub_commit(model), model, tokenizer, find_anatomy(model, name))
+
+
+def _load_model(source: str, options: dict[str, Any]) -> Any:
+    """The model with torch's fused attention, or with its own where it has no other (gpt-oss, GPT-J, BLOOM)."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+    return AutoModelForCausalLM.from_pretrained(source, **options | {"attn_implementation": "eager"})
 
 
 @contextmanager
@@ -275,33 +273,15 @@ def _locate(name: str) -> tuple[str, str | None, dict[str, str]]:
     """Where to load from, the revision if it can be told beforehand, and extra loading arguments."""
     if name == BUILT_IN:
         folder = built_in_folder()
-        return str(folder), _folder_revision(folder), {}
+        return str(folder), folder_revision(folder), {}
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise TargetError(f"target model {name!r} does not exist")
-        return str(path.parent), _file_revision([path]), {"gguf_file": path.name}
+        return str(path.parent), revision_of([path]), {"gguf_file": path.name}
     if path.is_dir():
-        return str(path), _folder_revision(path), {}
+        return str(path), folder_revision(path), {}
     return name, None, {}
-
-
-def _folder_revision(folder: Path) -> str:
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"])
-    return _file_revision([path for path in weights if path.is_file()])
-
-
-def _file_revision(paths: Sequence[Path], sample: int = 1 << 20) -> str:
-    """A hash of the files' sizes, first and last MiB: cheap, and different for different weights."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(sample))
-            file.seek(max(0, size - sample))
-            digest.update(file.read(sample))
-    return digest.hexdigest()[:16]
 
 
 def _hub_commit(model: PreTrainedModel) -> str:

@@ -11,14 +11,19 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from factory.errors import VectorError
+from factory.log import log
+from factory.target.anatomy import KEYS_REFUSED
+from factory.target.chat import Message
 from factory.target.kv import add_to_cache, new_cache
-from factory.target.model import Message, Target
+from factory.target.model import Target
+from factory.target.revision import are_comparable, is_same_model
 from factory.vector.vector import SteeringVector
 
 
@@ -34,6 +39,10 @@ class Steering:
     strength: float = 1.0
     key_strength: float = 0.0
     n_positions: int = 1
+
+    def __post_init__(self) -> None:
+        if self.n_positions < 1:
+            raise VectorError(f"n_positions is {self.n_positions}: a vector is added to 1 position or more")
 
     @classmethod
     def recommended(cls, vector: SteeringVector, strength: float | None = None) -> Steering:
@@ -118,20 +127,37 @@ def _prefill_steered(read: Any, target: Target, arguments: dict[str, Any], steer
 
 
 def check_fits(vector: SteeringVector, target: Target) -> None:
-    """Refuse a vector that was made for another model.
+    """Refuse a vector that was made for another model; warn where it was made from other weights of this one.
 
     Raises:
         VectorError: model name, layers or shapes differ; names both models.
     """
     shape = tuple(vector.value_vector.shape[1:])
     fits = shape == target.shape and max(vector.layer_indices) < target.n_layers
-    if vector.model_name != target.name or not fits:
+    made_from = vector.extraction_config.get("model_revision") or vector.metadata.get("model_revision")
+    is_comparable = are_comparable(made_from, target.revision)
+    is_same = is_comparable and made_from == target.revision
+    if fits and is_comparable and not is_same:
+        _warn_of_other_weights(vector.style_name, target.name, str(made_from), target.revision)
+    if not fits or not (is_same or is_same_model(vector.model_name, target.name)):
         raise VectorError(
             f"vector {vector.style_name!r} is for {vector.model_name} ({shape[0]} KV heads of {shape[1]}, layers "
             f"{min(vector.layer_indices)}-{max(vector.layer_indices)}); the loaded model is {target.name} "
             f"({target.shape[0]} KV heads of {target.shape[1]}, {target.n_layers} layers). Load that model or "
             "make a vector for this one."
         )
+
+
+@lru_cache  # once, not with every batch of answers
+def _warn_of_other_weights(style: str, model: str, made_from: str, loaded: str) -> None:
+    log.warning(
+        "vector %r was made from revision %s of %s; loaded is revision %s. It may not steer these weights: "
+        "load that revision, or make a vector for this one",
+        style,
+        made_from,
+        model,
+        loaded,
+    )
 
 
 def as_messages(prompt: str | Sequence[Message], system: str | None = None) -> list[Message]:
@@ -179,9 +205,10 @@ def generate_batch(
     cache = steered_cache(target, ids, mask, steering)
     options: dict[str, Any] = {"do_sample": False, "pad_token_id": _pad_id(target)} | sampling
     model: Any = target.model
-    output = model.generate(
-        input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, **options
-    )
+    with target.lock:
+        output = model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=max_new_tokens, **options
+        )
     answers = target.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return [answer.strip() for answer in answers]
 
@@ -192,13 +219,14 @@ def steered_cache(target: Target, ids: Tensor, mask: Tensor, steering: Steering 
         check_fits(steering.vector, target)
     cache = new_cache(target.model)
     positions = positions_of(mask)
-    target.model.base_model(
-        input_ids=ids[:, :-1],
-        attention_mask=mask[:, :-1],
-        position_ids=positions[:, :-1],
-        past_key_values=cache,
-        use_cache=True,
-    )
+    with target.lock:
+        target.model.base_model(
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
     if steering is not None:
         add_vector(target, cache, positions[:, :-1], steering)
     return cache
@@ -207,6 +235,8 @@ def steered_cache(target: Target, ids: Tensor, mask: Tensor, steering: Steering 
 def add_vector(target: Target, cache: Any, positions: Tensor, steering: Steering) -> None:
     """Add the vector to ``cache``, in place; ``positions`` [batch, cached] are its rotary positions."""
     vector, n_positions = steering.vector, steering.n_positions
+    if steering.key_strength:
+        _check_keys(vector, target)
     values = steering.strength * vector.value_vector.to(target.device) if steering.strength else None
     keys = None
     if steering.key_strength:
@@ -216,6 +246,21 @@ def add_vector(target: Target, cache: Any, positions: Tensor, steering: Steering
         turned = target.rotation.turn(spread, at.flatten(), vector.layer_indices, back=False)
         keys = turned.reshape(*at.shape, *scaled.shape)
     add_to_cache(cache, vector.layer_indices, keys, values, n_positions)
+
+
+def _check_keys(vector: SteeringVector, target: Target) -> None:
+    """Refuse keys that could not be turned back to position 0, when they were read or now.
+
+    Raises:
+        VectorError: says why.
+    """
+    said = str(vector.extraction_config.get("keys", ""))
+    refusal = said if said.startswith(KEYS_REFUSED) else target.anatomy.refusal
+    if refusal:
+        raise VectorError(
+            f"vector {vector.style_name!r} has no keys that could be added to {target.name}: "
+            f"{refusal.removeprefix(KEYS_REFUSED + ': ')}. Use key_strength 0: its values steer"
+        )
 
 
 def left_padded(target: Target, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from factory import build_vector
 from factory.errors import VectorError
 from factory.vector.steer import (
     Steering,
@@ -165,3 +168,45 @@ def test_a_vector_of_another_model_is_refused_by_both_names(target):
     with pytest.raises(VectorError, match="somebody/else") as error:
         generate(target, "Why?", vector=vector)
     assert target.name in str(error.value)
+
+
+def test_other_weights_under_the_same_name_are_noticed_by_their_revision(target, caplog):
+    vector = replace(make_vector(target), extraction_config={"model_revision": "0" * 32})
+    with caplog.at_level(logging.WARNING, logger="factory"):
+        generate(target, "Why?", vector=vector, max_new_tokens=2)
+    assert f"revision {'0' * 32}" in caplog.text
+    assert target.revision in caplog.text
+
+
+def test_the_same_weights_steer_whatever_their_folder_is_called(target, caplog):
+    vector = replace(
+        make_vector(target), model_name="/moved/away", extraction_config={"model_revision": target.revision}
+    )
+    with caplog.at_level(logging.WARNING, logger="factory"):
+        generate(target, "Why?", vector=vector, max_new_tokens=2)
+    assert not caplog.text
+
+
+def test_more_positions_than_a_prompt_has_steer_all_of_them(target):
+    n_cached = len(target.prompt_ids(as_messages("How?")))
+    vector = make_vector(target, layers=[1])
+    many, all_of_them = (
+        caches(target, ["How?"], Steering(vector, n_positions=n, key_strength=1.0))[0] for n in (n_cached + 9, n_cached)
+    )
+    assert torch.equal(many.layers[1].values, all_of_them.layers[1].values)
+    assert torch.equal(many.layers[1].keys, all_of_them.layers[1].keys)
+    with pytest.raises(VectorError, match="1 position or more"):
+        Steering(vector, n_positions=0)
+
+
+def test_threads_that_read_and_answer_with_one_model_take_turns(target, starter_pairs):
+    def read():
+        return build_vector(starter_pairs[:4], target, recipe="response_last").to_pt()
+
+    def answer():
+        return generate(target, QUESTIONS[0], max_new_tokens=6)
+
+    alone = read(), answer()
+    with ThreadPoolExecutor(4) as pool:
+        together = [(pool.submit(read), pool.submit(answer)) for _ in range(6)]
+        assert [(one.result(), other.result()) for one, other in together] == [alone] * 6

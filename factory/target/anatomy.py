@@ -1,0 +1,108 @@
+"""What a loaded model's cache is like, found out by one short pass before anything else is done or paid.
+
+One token at several positions, each in a row of its own: it sees nothing but itself, so where values
+are the same in every row the hidden states are too, and keys must be the same once they are turned
+back to position 0. That holds every layer's rotation to account, whatever the model's code calls it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from factory.errors import TargetError
+from factory.target.rotation import Rotation, Watched, watch_keys
+
+POSITIONS = (0, 3, 61, 200)
+TOKEN = 10  # any that a vocabulary has
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of a key's length, by the numbers that a model computes in
+KEYS_TURNED, KEYS_AS_CACHED, KEYS_REFUSED = "rotated to position 0", "as cached", "none"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The shape of one layer's states of one token, and how keys turn.
+
+    ``refusal`` says why keys cannot be used; values can.
+    """
+
+    shape: tuple[int, int]
+    rotation: Rotation
+    refusal: str | None = None
+
+    @property
+    def keys(self) -> str:
+        """What a vector's file says of its keys."""
+        if self.refusal:
+            return f"{KEYS_REFUSED}: {self.refusal}"
+        return KEYS_AS_CACHED if self.rotation.is_none else KEYS_TURNED
+
+
+def find_anatomy(model: PreTrainedModel, name: str) -> Anatomy:
+    """Find out what the cache of ``model`` is like.
+
+    Raises:
+        TargetError: layers differ in their shape, or keys in theirs from values.
+    """
+    limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+    positions = [position for position in POSITIONS if position < limit]
+    watched = watch_keys(model, TOKEN, positions)
+    shape = _shape(watched, model, name)
+    rotation = watched.rotation()
+    if rotation is None:
+        return Anatomy(shape, Rotation(), "the model turns its keys in a way that is not understood")
+    wrong = _wrong_layers(watched, rotation, positions, model.dtype)
+    if wrong:
+        return Anatomy(shape, Rotation(), f"keys of layers {_listed(wrong)} cannot be turned back to position 0")
+    return Anatomy(shape, rotation)
+
+
+def _shape(watched: Watched, model: PreTrainedModel, name: str) -> tuple[int, int]:
+    """``(n_kv_heads, head_dim)``, the same for every layer's keys and values."""
+    n_layers = int(model.config.get_text_config().num_hidden_layers)
+    if sorted(watched.keys) != list(range(n_layers)):
+        raise TargetError(
+            f"{name}: only layers {_listed(sorted(watched.keys))} of {n_layers} keep keys and values of their own. "
+            "Choose a model with a cache in every layer."
+        )
+    shapes = {tuple(states.shape) for states in (*watched.keys.values(), *watched.values.values())}
+    if len(shapes) > 1:
+        found = ", ".join(f"{shape[1]} heads of {shape[3]}" for shape in sorted(shapes) if len(shape) == 4)
+        raise TargetError(
+            f"{name}: its cached keys and values are not all of one shape ({found}), as in latent attention or layers "
+            "of different widths; a vector has one shape. Choose another model."
+        )
+    (shape,) = shapes
+    if len(shape) != 4 or shape[2] != 1:
+        raise TargetError(f"{name}: its cache holds {shape} for one token, expected [batch, heads, 1, head size]")
+    return shape[1], shape[3]
+
+
+def _wrong_layers(watched: Watched, rotation: Rotation, positions: list[int], dtype: torch.dtype) -> list[int]:
+    """Layers whose keys differ between positions once turned back, or do not turn forward to what was cached."""
+    tolerance, at = TOLERANCE.get(dtype, 3e-2), torch.tensor(positions, device=watched.keys[0].device)
+    wrong = []
+    for layer, cached in watched.keys.items():
+        keys, values = cached[:, :, 0].float(), watched.values[layer][:, :, 0].float()  # [n, n_kv_heads, head_dim]
+        if _apart(values, values[:1]) > tolerance:  # learned positions: states tell where they stand
+            wrong += [] if rotation.is_none else [layer]
+            continue
+        back = rotation.turn(keys[:, None], at, [layer], back=True)
+        forward = rotation.turn(back[:1].expand_as(back), at, [layer], back=False)
+        if max(_apart(back[:, 0], back[:1, 0]), _apart(forward[:, 0], keys)) > tolerance:
+            wrong.append(layer)
+    return wrong
+
+
+def _apart(states: Tensor, expected: Tensor) -> float:
+    """The largest distance between rows of both, by the length of what is expected."""
+    distance = (states - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return float(distance.max())
+
+
+def _listed(layers: list[int]) -> str:
+    shown = ", ".join(map(str, layers[:6]))
+    return shown if len(layers) <= 6 else f"{shown}, ... ({len(layers)} in all)"
