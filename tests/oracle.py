@@ -59,9 +59,16 @@ def unturned(cached, turned):
     """The key that became ``cached`` [n_kv_heads, n_tokens, head_dim]; itself, where nothing turned it."""
     for before, after in turned:
         for given, made in ((before[0], after[0]), (before[0].transpose(0, 1), after[0].transpose(0, 1))):
-            if made.shape[:2] == cached.shape[:2] and torch.equal(made, cached[..., : made.shape[-1]]):
-                return torch.cat([given.float(), cached[..., made.shape[-1] :]], dim=-1)
+            for norm in (torch.Tensor.float, l2_normed):
+                part = cached[..., : made.shape[-1]]
+                if made.shape[:2] == cached.shape[:2] and torch.allclose(norm(made), part, atol=1e-6, rtol=0):
+                    return torch.cat([norm(given), cached[..., made.shape[-1] :]], dim=-1)
     return cached
+
+
+def l2_normed(states):
+    """What Llama 4 does to keys once they are turned."""
+    return states.float() * torch.rsqrt(states.float().square().mean(-1, keepdim=True) + 1e-5)
 
 
 def naive_vector(pairs, target: Target, layers: list[int], **rendering):

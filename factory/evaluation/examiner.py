@@ -101,6 +101,8 @@ class Examiner:
     def _usable_cells(self) -> list[Cell]:
         """The sweep without layer sets that this vector does not hold."""
         usable = [cell for cell in sweep_cells(self.spec) if layers_of(self.vector, cell)]
+        if self.target.anatomy.refusal:  # its values alone can be added
+            usable = [cell for cell in usable if not cell.key_strength] or usable
         if not usable:
             raise ConfigError(
                 f"evaluation.layer_sets {list(self.spec.layer_sets)} hold none of the vector's layers "

@@ -157,13 +157,15 @@ class Watched:
         layers: list[LayerRotation | None] = []
         for layer in sorted(self.keys):
             calls = self.turning[layer]
-            found = next(filter(None, (self._understand(call, self.keys[layer]) for call in reversed(calls))), None)
+            # A model may still norm what it turned (Llama 4): then the shape alone tells, and a probe must confirm.
+            tries = [(call, exact) for exact in (True, False) for call in reversed(calls)]
+            found = next(filter(None, (self._understand(call, self.keys[layer], exact) for call, exact in tries)), None)
             if calls and found is None:
                 return None
             layers.append(found)
         return Rotation(tuple(layers))
 
-    def _understand(self, call: Call, keys: Tensor) -> LayerRotation | None:
+    def _understand(self, call: Call, keys: Tensor, exact: bool) -> LayerRotation | None:
         """How ``call`` made ``keys`` [batch, n_heads, 1, head_dim], if it did and its angles are known."""
         given = [*call.arguments, *call.options.values()]
         angles = next(
@@ -177,7 +179,8 @@ class Watched:
                 shown = result if heads_first else result.transpose(1, 2)
                 for start in {0, keys.shape[-1] - width}:
                     part = keys[..., start : start + width]
-                    if start >= 0 and part.shape == shown.shape and torch.equal(part, shown.to(part.dtype)):
+                    fits = start >= 0 and part.shape == shown.shape
+                    if fits and (not exact or torch.equal(part, shown.to(part.dtype))):
                         kept = Call(call.called, call.arguments, call.options, ())
                         return LayerRotation(kept, angles, at, start, width, heads_first)
         return None
