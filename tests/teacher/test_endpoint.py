@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -15,7 +16,7 @@ from factory.errors import ConfigError, TeacherBusy, TeacherRefused
 from factory.teacher.client import Payer, Teacher, build_request, request_key
 from factory.teacher.connection import describe_way, open_client
 from factory.teacher.spec import TeacherSpec
-from tests.endpoint import Endpoint, running_endpoint
+from tests.endpoint import running_endpoint
 from tests.scripted import LOCAL
 
 
@@ -85,8 +86,6 @@ def test_an_answer_has_one_deadline_also_where_its_server_is_never_silent(store)
         def log_message(self, *_: object) -> None:
             pass
 
-    import threading
-
     with running_endpoint() as server:
         server.RequestHandlerClass = Trickle
         server.ended = threading.Event()
@@ -97,7 +96,6 @@ def test_an_answer_has_one_deadline_also_where_its_server_is_never_silent(store)
         finally:
             server.ended.set()
     assert busy.value.may_be_paid
-    assert isinstance(server, Endpoint)
 
 
 def test_a_key_given_as_a_flag_leaves_the_process_list():
