@@ -10,11 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from factory.run.ledger import Ledger, StyleProgress, pause_state
 from factory.teacher.spending import Paid
 
 POLL = 0.5  # s
+SAID_EVERY = 10.0  # s between lines where there is no terminal for bars
 ENDED = ("done", "failed")
 HELD = ("paused", "budget_stopped")
 
@@ -42,6 +44,8 @@ def watch(
     ``check`` is called at each look and may raise to stop watching; ``meters`` tells the calls so far.
     """
     names = [part.style.name for part in ledger.spec.styles]
+    if not console.is_terminal:
+        return _watch_in_lines(ledger, console, check, meters)
     width = max(map(len, names))
     bars = Progress(
         TextColumn("{task.fields[mark]}"),
@@ -63,9 +67,28 @@ def watch(
             if all(state.state in ENDED + HELD for state in states):
                 break
             time.sleep(POLL)
-    if not console.is_terminal:  # a file gets the last state alone, without an end of line
-        console.print()
     return states
+
+
+def _watch_in_lines(ledger: Ledger, console: Console, check: Callable[[], None], meters: Meters) -> list[StyleProgress]:
+    """The same for a pipe or a log file: one plain line per style now and then, where it moved, and at its end."""
+    said: dict[str, str] = {}
+    began, last = time.monotonic(), -SAID_EVERY
+    while True:
+        check()
+        paid = meters()
+        states = progress_of(ledger, paid)
+        due = time.monotonic() - last >= SAID_EVERY
+        for state in states:
+            calls = paid[state.style].calls if state.style in paid else 0
+            line = f"{state.style}: {state.state}, {Text.from_markup(describe_progress(state, calls)).plain}"
+            if said.get(state.style) != line and (due or state.state in ENDED + HELD):
+                console.print(f"[{time.monotonic() - began:4.0f} s] {line}", soft_wrap=True, markup=False)
+                said[state.style] = line
+        last = time.monotonic() if due else last
+        if all(state.state in ENDED + HELD for state in states):
+            return states
+        time.sleep(POLL)
 
 
 def _show(bars: Progress, row: TaskID, state: StyleProgress, calls: int) -> None:

@@ -1,0 +1,25 @@
+"""Progress where there is no terminal: plain lines, as the run moves."""
+
+import io
+import re
+
+from rich.console import Console
+
+from factory.commands.progress import watch
+from factory.steps.evaluate import give_up_evaluation
+from tests.evaluated import make_run
+
+
+def test_without_a_terminal_a_run_is_told_in_plain_lines_as_it_moves(target_folder, tmp_path, store):
+    ledger, _ = make_run(target_folder, tmp_path, store, ["step_by_step_reasoning"])
+    said = io.StringIO()
+
+    def end_it_once_something_was_said():
+        if said.getvalue():
+            give_up_evaluation(ledger, "step_by_step_reasoning", "not wanted")
+
+    watch(ledger, Console(file=said, markup=False), end_it_once_something_was_said)
+    first, last = said.getvalue().splitlines()
+    assert re.fullmatch(r"\[ +\d+ s\] step_by_step_reasoning: evaluating, .*", first)
+    assert re.fullmatch(r"\[ +\d+ s\] step_by_step_reasoning: done, 6/6 pairs extracted", last)
+    assert "\x1b" not in said.getvalue()
