@@ -5,8 +5,10 @@ Workers call the same functions with a queue between the steps, so both ways giv
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+from factory.errors import DatasetError
 from factory.extraction.extract import describe_extraction, extract_batch
 from factory.extraction.recipe import Recipe, as_recipe
 from factory.pairs.pair import REPEATS, ContrastivePair, cut_batches, hash_pairs
@@ -31,9 +33,16 @@ def build_vector(
     be read are left out and counted in the vector's metadata with their reason.
 
     Raises:
+        DatasetError: two pairs have one pair_id.
         LayerError: the model does not have a layer.
         StyleFailed: no pair could be read.
     """
+    twice = [pair_id for pair_id, count in Counter(pair.pair_id for pair in pairs).items() if count > 1]
+    if twice:
+        raise DatasetError(
+            f"{len(twice)} pair ids stand at more than one pair, such as {twice[0]!r}: "
+            "give each pair a pair_id of its own"
+        )
     chosen, how = parse_layers(layers, target.n_layers), as_recipe(recipe)
     repeated = {pair.pair_id: str(pair.extra[REPEATS]) for pair in pairs if REPEATS in pair.extra}
     read = (extract_batch(batch, target, chosen, how, batch_tokens=batch_tokens) for batch in cut_batches(pairs))

@@ -43,13 +43,14 @@ class Differences:
     """What one batch of pairs gave.
 
     ``keys`` and ``values`` are float32 ``[n_pairs, n_layers, n_kv_heads, head_dim]``, positive
-    minus negative, in the order of ``pair_ids``.
+    minus negative, in the order of ``pair_ids``. ``n_examples``: how many examples each few-shot text had.
     """
 
     pair_ids: list[str]
     keys: Tensor
     values: Tensor
     rejected: list[Rejection] = field(default_factory=list)
+    n_examples: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def extract_rendered(
     shape = (0, len(layers), *target.shape)
     keys = torch.stack([d.keys for _, d in kept]) if kept else torch.zeros(shape)
     values = torch.stack([d.values for _, d in kept]) if kept else torch.zeros(shape)
-    return Differences([pair_id for pair_id, _ in kept], keys, values, rejected)
+    n_examples = [rendering.n_examples for rendering in batch.renderings if rendering.n_examples is not None]
+    return Differences([pair_id for pair_id, _ in kept], keys, values, rejected, n_examples)
 
 
 def extract_batch(

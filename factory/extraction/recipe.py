@@ -52,13 +52,15 @@ class Rendering:
     """What the target model reads for one pair.
 
     ``*_ids`` are token ids; ``*_positions`` are indices into them whose keys and values are
-    averaged, then subtracted: positive minus negative.
+    averaged, then subtracted: positive minus negative. ``n_examples``: how many examples a
+    ``fewshot`` text has.
     """
 
     positive_ids: list[int]
     negative_ids: list[int]
     positive_positions: list[int]
     negative_positions: list[int]
+    n_examples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,8 @@ def render_in_group(
     _check_length(pair, longest, target, recipe)
     if positive_ids == negative_ids:
         raise PairRejected("identical", f"{pair.pair_id}: both sides are the same {longest} tokens")
-    return Rendering(positive_ids, negative_ids, positive_positions, negative_positions)
+    n_examples = len(draw_examples(pair, group, n_shots)[0]) if recipe.name == "fewshot" else None
+    return Rendering(positive_ids, negative_ids, positive_positions, negative_positions, n_examples)
 
 
 def render(

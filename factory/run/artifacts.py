@@ -62,6 +62,7 @@ def put_differences(store: Store, key: str, differences: Differences) -> None:
     header: dict[str, Any] = {
         "pair_ids": differences.pair_ids,
         "rejected": [asdict(rejection) for rejection in differences.rejected],
+        "n_examples": differences.n_examples,
     }
     tensors = {"keys": differences.keys.contiguous(), "values": differences.values.contiguous()}
     store.write_sealed(key, save(tensors, metadata={name: json.dumps(value) for name, value in header.items()}))
@@ -84,7 +85,8 @@ def get_differences(store: Store, key: str) -> Differences | None:
     header = json.loads(raw[8 : 8 + length])["__metadata__"]
     tensors = load(raw)
     rejected = [Rejection(**rejection) for rejection in json.loads(header["rejected"])]
-    return Differences(json.loads(header["pair_ids"]), tensors["keys"], tensors["values"], rejected)
+    n_examples = json.loads(header.get("n_examples", "[]"))
+    return Differences(json.loads(header["pair_ids"]), tensors["keys"], tensors["values"], rejected, n_examples)
 
 
 def require_differences(store: Store, key: str) -> Differences:

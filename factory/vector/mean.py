@@ -10,6 +10,7 @@ from typing import Any
 from factory.errors import StyleFailed
 from factory.extraction.extract import Differences, Rejection
 from factory.extras import DISTRIBUTION
+from factory.log import log
 from factory.pairs.pair import CIRCLE
 from factory.vector.statistics import FirstPass, SecondPass, summarize
 from factory.vector.vector import SteeringVector
@@ -38,11 +39,13 @@ def reduce_differences(batches: Callable[[], Iterable[Differences]], origin: Ori
     shared = CIRCLE if origin.extraction_config["recipe"] == "fewshot" else 1
     first: FirstPass | None = None
     rejected: list[Rejection] = []
+    n_examples: list[int] = []
     for batch in batches():
         shape = batch.values.shape
         first = first or FirstPass.start((shape[1], shape[2], shape[3]), block=shared)
         first.add(batch)
         rejected += batch.rejected
+        n_examples += batch.n_examples
     if first is None or not first.total.count:
         raise StyleFailed(f"style {origin.style!r}: no pair could be read. {describe_rejections(rejected)}")
     keys, values = first.total.mean()
@@ -58,10 +61,30 @@ def reduce_differences(batches: Callable[[], Iterable[Differences]], origin: Ori
         "factory_version": version(DISTRIBUTION),
         "model_revision": origin.extraction_config["model_revision"],
     }
+    counts |= _fewer_examples(n_examples, origin)
     metadata = {**origin.metadata, **counts, "quality": summarize(first, second)}
     return SteeringVector(
         origin.style, keys, values, origin.layers, origin.model_name, metadata, origin.extraction_config
     )
+
+
+def _fewer_examples(found: list[int], origin: Origin) -> dict[str, Any]:
+    """What few-shot texts had, where some had fewer examples than the recipe asks: said, and recorded."""
+    asked = origin.extraction_config.get("n_shots")
+    if not found or asked is None or min(found) >= asked:
+        return {}
+    fewer = sum(count < asked for count in found)
+    log.warning(
+        "style %r: %d of %d texts have fewer than %d examples (the fewest %d): a batch needs %d pairs or more, and "
+        "texts must fit their limit",
+        origin.style,
+        fewer,
+        len(found),
+        asked,
+        min(found),
+        asked + 1,
+    )
+    return {"examples": {"asked": asked, "fewest": min(found), "texts_with_fewer": fewer}}
 
 
 def without_repeats(differences: Differences, repeated: Mapping[str, str]) -> Differences:
@@ -79,6 +102,7 @@ def without_repeats(differences: Differences, repeated: Mapping[str, str]) -> Di
         differences.keys[kept],
         differences.values[kept],
         [*differences.rejected, *rejected],
+        differences.n_examples,
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory import ContrastivePair, Recipe, build_vector, render
-from factory.errors import PairRejected, StyleFailed
+from factory.errors import DatasetError, PairRejected, StyleFailed
 from factory.extraction.extract import extract_batch, read_states
 from factory.extraction.prefix import share_prefixes
 from factory.pairs.pair import cut_batches, number_batches
@@ -226,3 +226,16 @@ def test_a_few_shot_text_that_is_too_long_gets_fewer_examples_before_its_pair_is
     assert len(text.positive_ids) <= limit
     with pytest.raises(PairRejected, match="none cut off"):
         render(pairs[0], target, recipe=Recipe("fewshot", max_sequence_length=20), pairs=pairs)
+
+
+def test_a_batch_with_too_few_pairs_says_how_many_examples_its_texts_had(target, caplog):
+    full, small = (build_vector(make_pairs(n), target, recipe="fewshot", layers=[1]) for n in (16, 3))
+
+    assert "examples" not in full.metadata
+    assert small.metadata["examples"] == {"asked": 4, "fewest": 2, "texts_with_fewer": 3}
+    assert "3 of 3 texts have fewer than 4 examples" in caplog.text
+
+
+def test_pairs_with_one_id_are_refused(target):
+    with pytest.raises(DatasetError, match="pair_id of its own"):
+        build_vector([make_pair(1), make_pair(1, positive="Step 1: other.")], target)
