@@ -12,7 +12,7 @@ RUN apt-get update \
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 \
     TOKENIZERS_PARALLELISM=false FACTORY_STORE=/data/runs
 WORKDIR /app
-COPY pyproject.toml constraints.txt README.md LICENSE celeryconfig.py ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY factory factory
 COPY workers workers
 COPY datasets datasets

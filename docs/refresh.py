@@ -31,7 +31,6 @@ ROOMS = {
     "workers": ("flow",),
 }
 OTHERS = {
-    "celeryconfig.py": None,
     "config.yaml": "every setting with its unit and default",
     "config_cpu.yaml": "the settings of a laptop: no key, no GPU, no hub",
     "datasets/": "starter pairs of the three built-in styles, written for this project",

@@ -1,7 +1,8 @@
 """The Celery app: ``celery -A factory worker -Q teacher|gpu|reduce``.
 
 Settings are in celeryconfig.py, tasks in ``workers/``. Here a worker gets what fits its queues:
-how many tasks at a time, and log lines that say which run and style they are about.
+how many tasks at a time, and log lines that say which run and style they are about. Both are taken
+from where the factory lies: the folder where somebody starts a worker decides nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +12,39 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from celery import Celery, bootsteps
+from celery.loaders.app import AppLoader
 from celery.signals import before_task_publish, celeryd_init, setup_logging
 
 from factory.log import start_logging
 
 CONCURRENCY = {"teacher": 32, "gpu": 1, "reduce": 2}
 
-app = Celery("factory", include=["workers.teacher", "workers.gpu", "workers.reduce", "workers.flow.guard"])
-app.config_from_object("celeryconfig")
+HOME = Path(__file__).parents[1]  # where factory/ and workers/ lie side by side
+
+
+def leave_current_folder() -> None:
+    """Import nothing from the current folder, which ``celery -A`` puts first, unless the factory lies there."""
+    here = Path.cwd()
+    if here != HOME:
+        sys.path[:] = [folder for folder in sys.path if Path(folder or here) != here]
+
+
+class Loader(AppLoader):
+    """Celery's loader, without its look into the current folder."""
+
+    def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> Any:
+        """Import a module as Python does."""
+        return self.import_module(module, package)
+
+
+leave_current_folder()
+TASKS = ["workers.teacher", "workers.gpu", "workers.reduce", "workers.flow.guard"]
+app = Celery("factory", loader=Loader, include=TASKS)
+app.config_from_object("factory.celeryconfig")
 
 
 class Departure(bootsteps.StartStopStep):
@@ -51,6 +74,9 @@ def fit_to_queues(conf: Any, options: dict[str, Any], **_: Any) -> None:
         sys.exit(f"factory: no queue {', '.join(unknown)}: there are {', '.join(CONCURRENCY)} and gpu.<model>")
     conf.worker_concurrency = min(CONCURRENCY.get(name.split(".")[0], 1) for name in names)
     chosen = options.get("concurrency") or conf.worker_concurrency
+    crowded = int(chosen) > 1 or bool(options.get("autoscale"))
+    if crowded and any(name.split(".")[0] == "gpu" for name in names):
+        sys.exit("factory: a worker's one target model does one task at a time: leave -c out, and start more workers")
     how = "chosen by -c" if options.get("concurrency") else "fits the queues; -c changes it"
     # Logging is not set up yet, and a person should see it whatever the log level.
     print(f"factory: queues {','.join(names)}: {chosen} at a time ({how}), prefetch 1", file=sys.stderr)

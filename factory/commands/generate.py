@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from factory.commands.here import LOG_FILE, _finish, run_here
+from factory.commands.here import LOG_FILE, run_here
 from factory.commands.options import Job, hide_loading_bar, job_options
 from factory.config import describe_limits
 from factory.extras import require_target
@@ -48,8 +48,8 @@ def generate(job: Job) -> int:
         console.print(describe_limits(job.configuration), soft_wrap=True, markup=False)
     for warning in plan.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
-    states, ledger = run_here(job, plan.spec.run_id, start, needs_teacher=needs_teacher, console=console)
-    status = _finish(job, ledger, states, console)
+    ledger = Ledger(job.store, plan.spec.run_id)
+    status = run_here(job, ledger, start, needs_teacher=needs_teacher, console=console)
     seconds = time.monotonic() - started
     console.print(Text(f"finished in {seconds:.0f} s; the log is {os.environ['FACTORY_LOG']}"), soft_wrap=True)
     return status

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from factory.cluster.embedded import running_broker, running_crew
+from factory.cluster.folder_lock import holding
 from factory.commands.ledgers import paid_calls
 from factory.commands.options import Job
 from factory.commands.outputs import _export
 from factory.commands.progress import watch
 from factory.commands.report import finish_with_report
+from factory.errors import FactoryError
 from factory.log import log, start_logging
 from factory.run.ledger import Ledger, StyleProgress
 
@@ -31,35 +34,74 @@ def resume_here(
     start_logging(terminal=False)
     needs_teacher = any(part.from_teacher for part in ledger.spec.styles)
 
-    def start() -> Ledger:
+    def start() -> None:
         from workers.flow.submit import resume
 
         resume(ledger, empty_broker=True, max_cost_usd=max_cost_usd, max_failed_fraction=max_failed_fraction)
-        return ledger
 
-    states, _ = run_here(job, ledger.run_id, start, needs_teacher=needs_teacher, console=console)
-    return _finish(job, ledger, states, console)
+    return run_here(job, ledger, start, needs_teacher=needs_teacher, console=console)
 
 
-def run_here(
-    job: Job, run_id: str, start: Callable[[], Ledger], *, needs_teacher: bool, console: Console
-) -> tuple[list[StyleProgress], Ledger]:
-    """Broker, workers, the run that ``start`` sends, and the orderly end of all of them."""
+def run_here(job: Job, ledger: Ledger, start: Callable[[], object], *, needs_teacher: bool, console: Console) -> int:
+    """Broker, workers, the run that ``start`` sends, their orderly end, and the outputs; returns the exit status.
+
+    What is done is exported also when something fails or a person interrupts.
+    """
+    with holding(job.output, f"run {ledger.run_id}"), heard_signals():
+        try:
+            states = _watch_here(job, ledger, start, needs_teacher=needs_teacher, console=console)
+        except (FactoryError, KeyboardInterrupt):
+            _export_what_is_done(job, ledger, console)
+            raise
+        return _finish(job, ledger, states, console)
+
+
+def _watch_here(
+    job: Job, ledger: Ledger, start: Callable[[], object], *, needs_teacher: bool, console: Console
+) -> list[StyleProgress]:
     folder = Path(job.store_url) if job.store.is_local else job.output / "runs"
-    service = folder.resolve() / run_id / "logs"
-    signal.signal(signal.SIGTERM, _interrupt)  # a plain kill must end the children too
+    service = folder.resolve() / ledger.run_id / "logs"
     with running_broker(service) as url:
         environment = _environment(job, url)
         os.environ.update(environment)
         queues = ["gpu,reduce", *(["teacher"] if needs_teacher else [])]
         with running_crew(queues, service, environment) as crew:
-            ledger = start()
-            log.info("run %s submitted", run_id)
-            return watch(ledger, console, crew.check, paid_calls(ledger, url)), ledger
+            start()
+            log.info("run %s submitted", ledger.run_id)
+
+            def check() -> None:
+                crew.check(lambda: _work_done(ledger))
+
+            return watch(ledger, console, check, paid_calls(ledger, url))
+
+
+def _work_done(ledger: Ledger) -> int:
+    """A count that grows with every batch and part that is done."""
+    states = [ledger.progress(part.style.name) for part in ledger.spec.styles]
+    return sum(state.written + state.extracted + state.evaluated for state in states)
+
+
+@contextmanager
+def heard_signals() -> Iterator[None]:
+    """A plain kill and a closed terminal end the block in order, as Ctrl-C does; ``nohup`` stays deaf to the latter."""
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _export_what_is_done(job: Job, ledger: Ledger, console: Console) -> None:
+    """The outputs of finished styles, on the way out for another reason, which stays the one that is told."""
+    with suppress(FactoryError, OSError):  # the run may not even have been written down
+        states = [ledger.progress(part.style.name) for part in ledger.spec.styles]
+        _export(job, ledger, [state for state in states if state.state == "done"], console)
 
 
 def _environment(job: Job, broker_url: str) -> dict[str, str]:

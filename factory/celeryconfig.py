@@ -1,6 +1,6 @@
 """Celery's settings for the factory, each with its reason. Loaded when the app is first used."""
 
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from factory.config import load_settings
 
@@ -31,6 +31,7 @@ worker_cancel_long_running_tasks_on_connection_loss = False  # a broker restart 
 # ---- the broker may go away for minutes
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+broker_channel_error_retry = True  # a failover: for seconds the broker is a replica that refuses to write
 broker_pool_limit = 64
 broker_transport_options = {
     "visibility_timeout": _VISIBILITY,
@@ -52,7 +53,11 @@ redis_max_connections = 200
 # ---- results: finished work survives an outage, and a chord outlives its slowest task
 result_backend_always_retry = True  # without it, a 12 s outage turned finished tasks into failures
 result_backend_max_retries = 60
-result_backend_transport_options = {"visibility_timeout": _VISIBILITY, "retry_policy": _RETRIES}
+result_backend_transport_options = {
+    "visibility_timeout": _VISIBILITY,
+    "retry_policy": _RETRIES,
+    "additional_connection_errors": ["redis.exceptions.ReadOnlyError"],  # a failover, once more
+}
 result_expires = 24 * 3600
 result_chord_expires = 7 * 24 * 3600
 
