@@ -13,7 +13,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -27,6 +28,8 @@ DEFAULT_FILE = "config.yaml"
 PREFIX = "FACTORY_"
 # Variables of the same prefix that are no settings.
 OTHER_VARIABLES = {"FACTORY_CONFIG", "FACTORY_CACHE_DIR", "FACTORY_LOG"}
+
+BROKERS = ("redis", "rediss", "unix", "redis+socket", "socket", "sentinel")  # schemes of broker_url
 
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -134,6 +137,26 @@ class Settings(_Section):
     guard_seconds: float = Field(15, gt=0, description="s a message may be nowhere before it is sent again")
     gpu_queue: Literal["gpu", "model"] = Field("gpu", description="model: a queue of its own for each target model")
 
+    @field_validator("broker_url")
+    @classmethod
+    def _readable_broker(cls, url: str | None) -> str | None:
+        """Refuse an address that would be cut in the middle of its password, without showing any of it."""
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            readable = not parts.fragment and "#" not in url and (parts.port is None or parts.port > 0)
+        except ValueError:  # what stands where the port should be is no number
+            readable = False
+        if not readable:
+            raise ValueError(
+                "the address cannot be read; expected redis://:password@host:6379/0, with # / ? in a password "
+                "written as %23 %2F %3F"
+            )
+        if parts.scheme not in BROKERS:
+            raise ValueError(f"expected an address that begins with {' or '.join(BROKERS[:2])}, found {parts.scheme!r}")
+        return url
+
     @model_validator(mode="before")
     @classmethod
     def _one_rate(cls, given: Any) -> Any:
@@ -213,7 +236,7 @@ def load_configuration(
     """Read the configuration: defaults, then the file, then ``FACTORY_*``, then flags.
 
     Without ``path`` the file is ``FACTORY_CONFIG``, else ``config.yaml`` here if there is one. A
-    section's key is ``FACTORY_EXTRACTION_CONFIG__RECIPE``; values are read as YAML.
+    section's key is ``FACTORY_EXTRACTION_CONFIG__RECIPE``; values are read as YAML, but text as it stands.
 
     Raises:
         ConfigError: missing file, unknown key (names the nearest), wrong type.
@@ -292,8 +315,27 @@ def _environment_layer(environment: Mapping[str, str]) -> Layer:
     for name, text in sorted(environment.items()):
         if name.startswith(PREFIX) and name not in OTHER_VARIABLES:
             keys = tuple(name.removeprefix(PREFIX).lower().split("__"))
-            layer.append((f"variable {name}", keys, _parse(text)))
+            layer.append((f"variable {name}", keys, _as_text(text) if _is_text(keys) else _parse(text)))
     return layer
+
+
+def _is_text(keys: tuple[str, ...]) -> bool:
+    """Whether a setting takes nothing but text: its value is taken as it stands, and is no YAML."""
+    model: type[BaseModel] = Settings
+    for key in keys[:-1]:
+        section = model.model_fields.get(key)
+        if section is None or not isinstance(section.default, BaseModel):
+            return False
+        model = type(section.default)
+    field = model.model_fields.get(keys[-1])
+    if field is None:
+        return False
+    kinds = set(get_args(field.annotation) or (field.annotation,)) - {type(None)}
+    return all(kind is str or isinstance(kind, str) for kind in kinds)  # a Literal's arguments are its words
+
+
+def _as_text(text: str) -> str | None:
+    return None if text in ("", "null") else text
 
 
 def _parse(text: str) -> Any:

@@ -172,9 +172,31 @@ def test_every_key_can_be_set_by_a_variable_with_its_own_default(key):
     if key == "requests_per_minute":
         value = 30
     name = "FACTORY_" + key.upper().replace(".", "__")
-    made = load_configuration("/dev/null", environment={name: yaml.safe_dump(value, default_flow_style=True)})
+    text = (
+        value if isinstance(value, str) else "null" if value is None else yaml.safe_dump(value, default_flow_style=True)
+    )
+    made = load_configuration("/dev/null", environment={name: text})
     assert flat(made.settings.model_dump(mode="json"))[key] == value
     assert made.origin(key) == f"variable {name}"
+
+
+@pytest.mark.parametrize("text", ["/srv/out #2/runs", "/data/a: b/runs", "007", "yes", "[red]", "{x}", " a ", "'q'"])
+def test_a_variable_for_text_is_taken_as_it_stands(text):
+    made = load_configuration("/dev/null", environment={"FACTORY_STORE": text, "FACTORY_TARGET_MODEL": text})
+    assert (made.settings.store, made.settings.target_model) == (text, text)
+
+
+@pytest.mark.parametrize("password", ["winter#snow", "winter/snow", "winter?snow", "#winter"])
+def test_a_password_that_cuts_the_brokers_address_is_told_in_words_and_not_shown(password):
+    with pytest.raises(ConfigError, match="%23") as caught:
+        load_configuration("/dev/null", environment={"FACTORY_BROKER_URL": f"redis://:{password}@127.0.0.1:1/0"})
+    assert "winter" not in str(caught.value)
+    assert "snow" not in str(caught.value)
+
+
+def test_a_broker_of_another_kind_is_refused():
+    with pytest.raises(ConfigError, match="redis or rediss"):
+        load_configuration("/dev/null", environment={"FACTORY_BROKER_URL": "amqp://guest:guest@127.0.0.1//"})
 
 
 def test_no_default_of_a_setting_is_written_twice():

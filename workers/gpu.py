@@ -6,11 +6,13 @@ import time
 
 from celery import Task, shared_task
 
+from factory.config import Settings
 from factory.errors import StyleEnded, TeacherBusy
 from factory.log import log
-from factory.steps.evaluate import evaluate_step
+from factory.run.ledger import Ledger
+from factory.steps.evaluate import evaluate_step, give_up_evaluation
 from factory.steps.extract import extract_step
-from workers.flow.task import LONGEST_TROUBLE, come_back, has_ended, run_batch, step_of
+from workers.flow.task import LONGEST_TROUBLE, come_back, run_batch, run_guarded
 
 
 @shared_task(bind=True)
@@ -26,13 +28,16 @@ def evaluate_part(task: Task, run: str, style: str, number: int, failing_since: 
     ``failing_since``: since when the run's judge, if it has one, keeps this part waiting (Unix time).
     """
     since = failing_since or time.time()
-    with step_of(task, run, style) as (ledger, settings):
-        if has_ended(ledger, style):
-            return
-        try:
-            patient = time.time() - since < LONGEST_TROUBLE
-            evaluate_step(ledger, style, number, settings, str(task.app.conf.broker_url), patient=patient)
-        except StyleEnded:
-            log.info("part %d: its style ended while its judge was asked", number)
-        except TeacherBusy as error:
-            come_back(task, max(1.0, error.retry_after or 0.0), error, since)
+
+    def examine(ledger: Ledger, settings: Settings) -> None:
+        patient = time.time() - since < LONGEST_TROUBLE
+        evaluate_step(ledger, style, number, settings, str(task.app.conf.broker_url), patient=patient)
+
+    try:
+        run_guarded(
+            task, run, style, examine, lambda ledger, reason: give_up_evaluation(ledger, style, reason), number=number
+        )
+    except StyleEnded:
+        log.info("part %d: its style ended while its judge was asked", number)
+    except TeacherBusy as error:
+        come_back(task, max(1.0, error.retry_after or 0.0), error, since)

@@ -8,12 +8,13 @@ from celery.result import AsyncResult
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from factory.config import Settings
 from factory.log import log
 from factory.run.ledger import Ledger, missing_parts
 from factory.steps.evaluate import conclude_step, give_up_evaluation
 from factory.steps.reduce import reduce_step
 from workers.flow.chord import Chord, send_chord
-from workers.flow.task import has_ended, step_of
+from workers.flow.task import run_guarded, step_of
 from workers.gpu import evaluate_part
 
 PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError)
@@ -22,28 +23,42 @@ PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError)
 @shared_task(bind=True)
 def reduce_vector(task: Task, results: list[None], run: str, style: str) -> None:
     """Average a style's differences into its vector. ``results`` say only that the header is done."""
-    with step_of(task, run, style) as (ledger, _):
+
+    def reduce(ledger: Ledger, _: Settings) -> None:
         reduce_step(ledger, style)
         if ledger.spec.evaluation and not ledger.result(style):
             body = check_choice.s(run, style).on_error(report_failure.s(run=run, style=style))
             _send_parts(ledger, style, body, checks=False)
 
+    run_guarded(task, run, style, reduce, lambda ledger, reason: _end_badly(ledger, style, reason))
+
 
 @shared_task(bind=True)
 def check_choice(task: Task, results: list[None], run: str, style: str) -> None:
     """After the sweep of a style's settings, measure the one that was chosen."""
-    with step_of(task, run, style) as (ledger, _):
-        if has_ended(ledger, style):
-            return
+
+    def check(ledger: Ledger, _: Settings) -> None:
         body = conclude_evaluation.s(run, style).on_error(report_failure.s(run=run, style=style))
         _send_parts(ledger, style, body, checks=True)
+
+    run_guarded(task, run, style, check, lambda ledger, reason: _end_badly(ledger, style, reason))
 
 
 @shared_task(bind=True)
 def conclude_evaluation(task: Task, results: list[None], run: str, style: str) -> None:
     """Write a style's verdict into its vector."""
-    with step_of(task, run, style) as (ledger, _):
+
+    def conclude(ledger: Ledger, _: Settings) -> None:
         conclude_step(ledger, style)
+
+    run_guarded(task, run, style, conclude, lambda ledger, reason: _end_badly(ledger, style, reason))
+
+
+def _end_badly(ledger: Ledger, style: str, reason: str) -> None:
+    """End a style for ``reason``: with its vector, if there is one, else as failed."""
+    give_up_evaluation(ledger, style, reason)
+    if not ledger.result(style):
+        ledger.finish(style, {"state": "failed", "message": reason})
 
 
 def _send_parts(ledger: Ledger, style: str, body: Signature, *, checks: bool) -> None:
@@ -75,6 +90,4 @@ def report_failure(task: Task, task_id: str, *, run: str, style: str) -> None:
             return
         if not ledger.result(style):
             reason = " ".join(str(failed.result).split())[:500]
-            give_up_evaluation(ledger, style, reason)
-        if not ledger.result(style):
-            ledger.finish(style, {"state": "failed", "message": reason})
+            _end_badly(ledger, style, reason)

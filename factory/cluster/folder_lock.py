@@ -32,7 +32,8 @@ def holding(folder: Path, work: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise FolderBusy(
-                f"the output folder {str(folder)!r} is in use by {holder}: wait for it, end it, or choose another --output"
+                f"the output folder {str(folder)!r} is in use by {holder}: "
+                "wait for it, end it, or choose another --output"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename} ({work}, since {time.strftime('%H:%M:%S')})\n")

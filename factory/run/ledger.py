@@ -213,15 +213,15 @@ class Ledger:
         """Names of all files of a style: one listing tells what is done."""
         return self.store.names(f"{self.run_id}/{style}")
 
-    def attempts(self, style: str, number: int) -> dict[str, dict[str, Any]]:
-        """The tries of a batch that came more than once, by name."""
-        names = [name for name in self.files(style) if name.startswith(f"attempt-{number:06d}-")]
+    def attempts(self, style: str, task: str) -> dict[str, dict[str, Any]]:
+        """The tries of a task that came more than once, by name. ``task``: such as ``batch-000002``."""
+        names = [name for name in self.files(style) if name.startswith(f"attempt-{task}-")]
         entries = {name: self.store.read_json(self._key(style, name)) for name in names}
         return {name: entry for name, entry in entries.items() if entry}
 
-    def note_attempt(self, style: str, number: int, name: str, entry: dict[str, Any]) -> None:
-        """Write down a try of a batch."""
-        self.store.write_json(self._key(style, f"attempt-{number:06d}-{name}.json"), entry)
+    def note_attempt(self, style: str, task: str, name: str, entry: dict[str, Any]) -> None:
+        """Write down a try of a task."""
+        self.store.write_json(self._key(style, f"attempt-{task}-{name}.json"), entry)
 
     def give_up(self, style: str, number: int, reason: str) -> None:
         """Write down that a batch cannot be extracted: all its pairs failed for ``reason``."""

@@ -27,7 +27,7 @@ def extract_step(ledger: Ledger, style: str, number: int, settings: Settings) ->
         ConfigError, TargetError: the model or its layers cannot be used here.
     """
     entry = ledger.entry(style, "extracted", number)
-    if entry and ledger.store.exists(entry["key"]):
+    if entry and (entry["key"] is None or ledger.store.exists(entry["key"])):  # None: it was given up
         return
     from factory.extraction.extract import describe_extraction, extract_rendered, render_batch
     from factory.target.layers import parse_layers

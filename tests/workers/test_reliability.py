@@ -18,7 +18,7 @@ from factory.errors import ConfigError, TaskTooLong
 from factory.planning.plan import plan_run
 from factory.run.ledger import Ledger
 from workers.flow.attempts import MAX_TRIES, Attempts, is_alive, this_worker
-from workers.flow.task import check_arguments, time_limit
+from workers.flow.task import check_arguments, run_guarded, time_limit
 
 STYLE = "step_by_step_reasoning"
 EFFECTIVE = """
@@ -194,19 +194,19 @@ def a_dead_worker():
 
 
 def test_a_batch_is_given_up_when_its_third_worker_has_died(ledger):
-    tries = Attempts(ledger, STYLE, 1, True, 600)
+    tries = Attempts(ledger, STYLE, "extract_batch-000001", True, 600)
     for count in range(1, MAX_TRIES):  # the first death is not written down: nobody knew that it would be one
         assert not tries.exhausted(), count
-        ledger.note_attempt(STYLE, 1, f"try{count}", a_dead_worker())
+        ledger.note_attempt(STYLE, "extract_batch-000001", f"try{count}", a_dead_worker())
     assert tries.exhausted()
-    assert not Attempts(ledger, STYLE, 2, True, 600).exhausted()
+    assert not Attempts(ledger, STYLE, "extract_batch-000002", True, 600).exhausted()
 
 
 def test_tries_that_are_under_way_or_ended_well_do_not_count(ledger):
     living = this_worker() | {"since": time.time(), "ended": False}
     for name, entry in {"a": living, "b": living | {"ended": True}, "c": a_dead_worker() | {"ended": True}}.items():
-        ledger.note_attempt(STYLE, 0, name, entry)
-    assert not Attempts(ledger, STYLE, 0, True, 600).exhausted()
+        ledger.note_attempt(STYLE, "extract_batch-000000", name, entry)
+    assert not Attempts(ledger, STYLE, "extract_batch-000000", True, 600).exhausted()
 
 
 def test_a_worker_on_another_host_is_believed_for_as_long_as_a_task_may_take():
@@ -256,3 +256,46 @@ def test_what_a_dead_worker_held_goes_back_to_its_own_queue_alone(client):
     (raw,) = client.lrange("gpu", 0, -1)
     assert json.loads(raw)["headers"] == {"id": "a", "sent_at": 5.0, "redelivered": True}
     assert client.hkeys("unacked") == client.zrange("unacked_index", 0, -1) == [b"b"]
+
+
+class Message:
+    """The part of a task that guards look at."""
+
+    def __init__(self, name: str, *, again: bool) -> None:
+        self.name = name
+        self.request = self
+        self.id, self.retries, self.delivery_info = "an-id", 0, {"redelivered": again}
+
+
+@pytest.fixture
+def of_this_store(ledger, monkeypatch):
+    monkeypatch.setattr("workers.flow.task.open_store", lambda: ledger.store)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    "kind", ["workers.gpu.evaluate_part", "workers.reduce.check_choice", "workers.reduce.reduce_vector"]
+)
+def test_no_task_of_any_kind_works_for_a_style_that_has_ended(kind, of_this_store):
+    of_this_store.finish(STYLE, {"state": "failed", "message": "cancelled"})
+    did = []
+    run_guarded(
+        Message(kind, again=False), of_this_store.run_id, STYLE, lambda *_: did.append(1), lambda *_: did.append(2)
+    )
+    assert did == []
+
+
+def test_a_part_of_the_evaluation_whose_third_worker_died_is_given_up(of_this_store):
+    for count in range(2):
+        of_this_store.note_attempt(STYLE, "evaluate_part-000004", f"try{count}", a_dead_worker())
+    said = []
+    message = Message("workers.gpu.evaluate_part", again=True)
+    run_guarded(
+        message,
+        of_this_store.run_id,
+        STYLE,
+        lambda *_: said.append("worked"),
+        lambda _, why: said.append(why),
+        number=4,
+    )
+    assert said == ["evaluate_part 4 ended its worker 3 times and is given up"]

@@ -1,6 +1,6 @@
-"""Counts the workers that a batch has taken with it, so that a poisoned one is given up.
+"""Counts the workers that a task has taken with it, so that a poisoned one is given up.
 
-Only a message that comes a second time is written down: the usual batch costs no request. An
+Only a message that comes a second time is written down: the usual task costs no request. An
 attempt whose worker is alive does not count, as a slow task may be delivered twice.
 """
 
@@ -44,19 +44,19 @@ def is_alive(worker: dict[str, Any], now: float, longest: float) -> bool:
 
 
 class Attempts:
-    """The tries of one batch."""
+    """The tries of one task."""
 
-    def __init__(self, ledger: Ledger, style: str, number: int, came_again: bool, longest: float) -> None:
-        """``longest``: seconds that a task may take."""
-        self.ledger, self.style, self.number = ledger, style, number
+    def __init__(self, ledger: Ledger, style: str, task: str, came_again: bool, longest: float) -> None:
+        """``task``: its name within the style. ``longest``: seconds that a task may take."""
+        self.ledger, self.style, self.task = ledger, style, task
         self.came_again = came_again
         self.longest = longest
 
     def exhausted(self) -> bool:
-        """Whether so many workers died of this batch that the next would too."""
+        """Whether so many workers died of this task that the next would too."""
         if not self.came_again:
             return False
-        tries = [entry for entry in self.ledger.attempts(self.style, self.number).values() if not entry["ended"]]
+        tries = [entry for entry in self.ledger.attempts(self.style, self.task).values() if not entry["ended"]]
         dead = [entry for entry in tries if not is_alive(entry, time.time(), self.longest)]
         return 1 + len(dead) >= MAX_TRIES  # the first try was not written down
 
@@ -68,8 +68,8 @@ class Attempts:
             return
         name = uuid4().hex[:8]
         entry = this_worker() | {"since": time.time(), "ended": False}
-        self.ledger.note_attempt(self.style, self.number, name, entry)
+        self.ledger.note_attempt(self.style, self.task, name, entry)
         try:
             yield
         finally:
-            self.ledger.note_attempt(self.style, self.number, name, entry | {"ended": True})
+            self.ledger.note_attempt(self.style, self.task, name, entry | {"ended": True})

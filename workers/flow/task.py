@@ -96,29 +96,61 @@ _warm: set[str] = set()  # kinds of work that this worker has done once
 
 
 def run_batch(task: Task, run: str, style: str, number: int, work: Work) -> None:
-    """Do ``work`` on one batch, unless its style has ended or the batch has killed its workers.
+    """Do ``work`` on one batch of pairs, under all guards (:func:`run_guarded`).
 
     Raises:
         ConfigError: the arguments are not those of a batch of this run.
         TaskTooLong: it took too long.
     """
-    with step_of(task, run, style) as (ledger, settings):
+
+    def on_batch(ledger: Ledger, settings: Settings) -> None:
         n_batches = ledger.spec.style_run(style).n_batches
         if not isinstance(number, int) or not 0 <= number < n_batches:
             raise ConfigError(f"task arguments should name a batch from 0 to {n_batches - 1}, found {number!r:.80}")
+        work(ledger, style, number, settings)
+
+    def give_up(ledger: Ledger, reason: str) -> None:
+        ledger.give_up(style, number, "worker_died")
+
+    run_guarded(task, run, style, on_batch, give_up, number=number)
+
+
+def run_guarded(
+    task: Task,
+    run: str,
+    style: str,
+    work: Callable[[Ledger, Settings], None],
+    give_up: Callable[[Ledger, str], None],
+    *,
+    number: int = 0,
+) -> None:
+    """Do ``work`` for a style, unless it has ended or the task has killed its workers: then ``give_up``.
+
+    ``number``: which of the style's tasks of this kind. ``give_up`` takes the reason, in words.
+
+    Raises:
+        ConfigError: the arguments are not those of a task of this run.
+        TaskTooLong: it took too long.
+    """
+    if not isinstance(number, int) or number < 0:
+        raise ConfigError(f"task arguments should name a number from 0 on, found {number!r:.80}")
+    kind = task.name.rpartition(".")[2]
+    name = f"{kind}-{number:06d}"
+    with step_of(task, run, style) as (ledger, settings):
         if has_ended(ledger, style):
             return
         came_again = bool((task.request.delivery_info or {}).get("redelivered"))
-        attempts = Attempts(ledger, style, number, came_again, settings.visibility_timeout)
+        attempts = Attempts(ledger, style, name, came_again, settings.visibility_timeout)
         if attempts.exhausted():
-            log.error("batch %d: ended its worker %d times and is given up", number, MAX_TRIES)
-            ledger.give_up(style, number, "worker_died")
+            reason = f"{kind} {number} ended its worker {MAX_TRIES} times and is given up"
+            log.error(reason)
+            give_up(ledger, reason)
             return
-        # The first batch of a worker also fetches and loads the model, which takes as long as it takes.
-        limit = settings.visibility_timeout * 0.9 if work.__name__ in _warm else LONGEST_LOAD
-        with attempts.one(), time_limit(limit, f"batch {number} of style {style!r}"):
-            work(ledger, style, number, settings)
-        _warm.add(work.__name__)
+        # The first task of a kind also fetches and loads what it needs, which takes as long as it takes.
+        limit = settings.visibility_timeout * 0.9 if kind in _warm else LONGEST_LOAD
+        with attempts.one(), time_limit(limit, f"{kind} {number} of style {style!r}"):
+            work(ledger, settings)
+        _warm.add(kind)
 
 
 def has_ended(ledger: Ledger, style: str) -> bool:
@@ -152,7 +184,8 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
     except TaskTooLong:
         raise TaskTooLong(
             f"{what} took longer than {seconds:g} s, nine tenths of visibility_timeout. Take a smaller "
-            "extraction_config.batch_size, or raise visibility_timeout on every machine, then 'svf resume'"
+            "extraction_config.batch_size or evaluation.limit, or raise visibility_timeout on every machine, "
+            "then 'svf resume'"
         ) from None
     finally:
         timer.cancel()
