@@ -13,7 +13,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -330,7 +331,8 @@ def _is_text(keys: tuple[str, ...]) -> bool:
     field = model.model_fields.get(keys[-1])
     if field is None:
         return False
-    kinds = set(get_args(field.annotation) or (field.annotation,)) - {type(None)}
+    union = get_origin(field.annotation) in (Union, UnionType, Literal)
+    kinds = set(get_args(field.annotation) if union else (field.annotation,)) - {type(None)}
     return all(kind is str or isinstance(kind, str) for kind in kinds)  # a Literal's arguments are its words
 
 
