@@ -18,10 +18,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from factory.errors import ConfigError
 from factory.files import read_written
+from factory.frozen import Frozen
 from factory.pairs.pair import BATCH_SIZE, N_SHOTS
 from factory.teacher.endpoint import check_address, tidy_address
 
@@ -37,11 +38,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ExtractionSettings(_Section):
+class ExtractionSettings(Frozen):
     """What the target model reads and which of its states are taken."""
 
     target_layers: str | int | list[int] = Field(list(range(8, 16)), description='layers: a list, "8-15,20" or "all"')
@@ -55,7 +52,7 @@ class ExtractionSettings(_Section):
     n_tokens: int | None = Field(None, ge=1, description="first tokens that response_mean averages; null: all")
 
 
-class OutputSettings(_Section):
+class OutputSettings(Frozen):
     """What is written beside the vectors."""
 
     save_intermediate_files: bool = Field(False, description="copy each pair's differences to intermediate/")
@@ -64,7 +61,7 @@ class OutputSettings(_Section):
     sam_assets_dir: str = Field("sam/assets/steering_vectors", description="folder under the output folder")
 
 
-class EvaluationSettings(_Section):
+class EvaluationSettings(Frozen):
     """How it is measured that a vector steers."""
 
     questions_file: str | None = Field(None, description="held-out questions; null: those that come with svf")
@@ -81,14 +78,14 @@ class EvaluationSettings(_Section):
     judge_model: str | None = Field(None, description="a model that scores style and coherence; null: none")
 
 
-class Pricing(_Section):
+class Pricing(Frozen):
     """What a model costs, in USD a million tokens."""
 
     input: float = Field(ge=0, description="of what the model reads")
     output: float = Field(ge=0, description="of what it writes")
 
 
-class Settings(_Section):
+class Settings(Frozen):
     """Every key of ``config.yaml`` with its default."""
 
     teacher_model: str = Field("gpt-4", description="the model that writes pairs")
@@ -301,7 +298,7 @@ def _file_layer(file: Path) -> Layer:
 
 
 def _flatten(content: dict[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
-    sections = {name for name, field in Settings.model_fields.items() if isinstance(field.default, _Section)}
+    sections = {name for name, field in Settings.model_fields.items() if isinstance(field.default, Frozen)}
     flat: list[tuple[tuple[str, ...], Any]] = []
     for key, value in content.items():
         if key in sections and isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The base of every specification: a pydantic model that never changes and knows all its fields."""
+"""The base of every specification: a pydantic model that never changes and refuses fields it does not know."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Never changes once made; a field that it does not know is an error."""
+    """A value that cannot be changed once made; an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

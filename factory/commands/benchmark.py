@@ -90,22 +90,15 @@ def benchmark(
 
 
 def _load(loaded: dict[Path, SteeringVector], job: Job, console: Console) -> Target:
-    from factory.target.model import load_target
+    from factory.configured import load_configured_target
 
     models = {vector.model_name for vector in loaded.values()}
     if len(models) > 1:
         raise VectorError(f"the vectors are for {len(models)} models ({', '.join(sorted(models))}): give those of one")
     (name,) = models
-    settings = job.settings
     hide_loading_bar()
     with console.status(Text(f"loading {name}")):
-        return load_target(
-            name,
-            settings.device,
-            dtype=settings.dtype,
-            quantize=settings.quantize,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        return load_configured_target(name, job.settings)
 
 
 def _conditions(loaded: dict[Path, SteeringVector], job: Job) -> list[Condition]:

@@ -28,7 +28,6 @@ from factory.teacher.spending import require_price, worst_case
 
 if TYPE_CHECKING:
     from factory.evaluation.verdict import Evaluation
-    from factory.target.model import Target
     from factory.vector.vector import SteeringVector
 
 
@@ -110,13 +109,15 @@ def _evaluate(
 ) -> tuple[Evaluation, SteeringVector]:
     from dataclasses import replace
 
+    from factory.configured import load_configured_target
     from factory.evaluation.examiner import evaluate as evaluate_vector
     from factory.evaluation.verdict import add_evaluation, specificity_of
     from factory.store import Store
 
+    hide_loading_bar()
     console = Console(stderr=True)
     with console.status(f"loading {vector.model_name}"):
-        target = _target(vector.model_name, settings)
+        target = load_configured_target(vector.model_name, settings)
     spec, store = plan_evaluation(settings), Store("memory://evaluation")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -132,20 +133,6 @@ def _evaluate(
         cost = sum(entry.get("cost_usd", 0.0) for entry in done.values())
         console.print(f"judge {judge.spec.model}: ${cost:.4f}")
     return evaluation, add_evaluation(vector, evaluation)
-
-
-def _target(name: str, settings: Settings) -> Target:
-    import torch
-
-    from factory.target.model import load_target
-
-    hide_loading_bar()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    trusted = settings.trust_remote_code and name == settings.target_model  # a file may name any model
-    return load_target(
-        name, settings.device, dtype=settings.dtype, quantize=settings.quantize, trust_remote_code=trusted
-    )
 
 
 def _write(vector: SteeringVector, path: Path) -> None:

@@ -83,22 +83,15 @@ def steer(
 
 
 def _open(source: str, strengths: Sequence[float | None], max_new_tokens: int, config_file: Path | None) -> SideBySide:
+    from factory.configured import load_configured_target
     from factory.pairs.styles import load_style
-    from factory.target.model import load_target
     from factory.vector.sharing import load_shared
 
     settings = open_job(config_file).settings
     vector = load_shared(source)
     hide_loading_bar()
     with Console(stderr=True).status(f"loading {vector.model_name}"):
-        target = load_target(
-            vector.model_name,
-            settings.device,
-            dtype=settings.dtype,
-            quantize=settings.quantize,
-            # A file may name any model: code is run of the configured one alone.
-            trust_remote_code=settings.trust_remote_code and vector.model_name == settings.target_model,
-        )
+        target = load_configured_target(vector.model_name, settings)
     try:
         instruction = load_style(vector.style_name, settings.styles_dir).instruction()
     except (UnknownStyle, ConfigError):  # a vector made by arithmetic, or of somebody else's style

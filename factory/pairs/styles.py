@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from factory.errors import ConfigError, UnknownStyle
 from factory.files import read_written
+from factory.frozen import Frozen
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -44,17 +45,15 @@ def check_style_name(name: str) -> str:
     return name
 
 
-class StrengthModulation(BaseModel):
+class StrengthModulation(Frozen):
     """Three strengths that a person can name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: float = 0.5
     medium: float = 1.0
     high: float = 1.5
 
 
-class Style(BaseModel):
+class Style(Frozen):
     """A way to reason, as one YAML file describes it.
 
     ``positive_prompt`` and ``negative_prompt`` are paraphrases of one instruction to the teacher;
@@ -62,8 +61,6 @@ class Style(BaseModel):
     ``min_markers`` matches is in the style. ``openings`` are texts with which such an answer
     starts.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     description: str
