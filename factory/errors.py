@@ -47,6 +47,10 @@ class BenchmarkError(ConfigError):
     """A benchmark's task or file does not exist or does not hold questions with checkable answers."""
 
 
+class ServingError(FactoryError):
+    """The server cannot do what it was asked for now."""
+
+
 class MissingExtra(ConfigError):
     """An optional dependency is needed and not installed; names the extra."""
 

@@ -1,0 +1,1 @@
+"""Serve a steered model: many users, different vectors, one batch."""

@@ -1,0 +1,23 @@
+"""The server's figures in Prometheus' format."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Figures:
+    """Counters of one server; ``vector`` is a vector's name, ``none``, or ``several``."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        at = {"registry": self.registry}
+        self.requests = Counter("svf_serve_requests", "Requests by HTTP status", ["vector", "status"], **at)
+        self.prompt_tokens = Counter("svf_serve_prompt_tokens", "Tokens of prompts", ["vector"], **at)
+        self.answer_tokens = Counter("svf_serve_answer_tokens", "Tokens of answers", ["vector"], **at)
+        self.first_token = Histogram(
+            "svf_serve_first_token_seconds", "Seconds to the first token", ["vector"], buckets=SECONDS, **at
+        )
+        self.batch = Gauge("svf_serve_batch_rows", "Answers that are made now", **at)
+        self.queue = Gauge("svf_serve_queue_requests", "Requests that wait", **at)
