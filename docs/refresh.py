@@ -26,7 +26,7 @@ WIDTH = 100
 ROOMS = {
     "factory": (
         *("pairs", "teacher", "target", "extraction", "vector", "evaluation", "benchmark"),  # as the data flows
-        *("run", "planning", "steps", "report", "cluster", "commands", "data"),
+        *("run", "planning", "steps", "report", "cluster", "serving", "commands", "data"),
     ),
     "workers": ("flow",),
 }

@@ -29,6 +29,7 @@ COMMANDS = {
     "styles": "styles",
     "show": "vectors",
     "steer": "steer",
+    "serve": "serve",
     "evaluate": "evaluate",
     "benchmark": "benchmark",
     "report": "report",

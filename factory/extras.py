@@ -13,6 +13,7 @@ from factory.errors import MissingExtra
 EXTRAS = {
     "target": ("torch", "transformers", "safetensors", "accelerate", "gguf", "numpy", "matplotlib"),
     "benchmark": ("reasoning_gym",),
+    "serve": ("fastapi", "uvicorn"),
     "gpu": ("bitsandbytes",),
     "s3": ("s3fs",),
     "flower": ("flower",),

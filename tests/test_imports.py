@@ -124,6 +124,7 @@ def test_no_domain_module_imports_the_terminal_or_the_queue():
         ("factory.vector", RUN | {"factory.evaluation"}),
         ("factory.learning", RUN | {"factory.teacher", "factory.evaluation"}),
         ("factory.evaluation", RUN),
+        ("factory.serving", RUN | {"factory.teacher", "factory.evaluation"}),
         ("factory.report", {"factory.steps", "factory.commands", "workers", "workers.flow"}),
         ("factory.steps", {"factory.report", "factory.commands", "factory.cluster", "workers", "workers.flow"}),
         ("factory.store", {"factory.pairs"}),
@@ -138,7 +139,7 @@ def test_a_room_never_reaches_what_lies_behind_it(room, never):
 
 def test_only_the_target_and_the_reading_cache_know_the_cache_classes_of_transformers():
     users = {m for m in MODULES if any(name.startswith("transformers.cache_utils") for name in imports_of(m))}
-    assert users == {"factory.target.kv", "factory.extraction.cache"}
+    assert users == {"factory.target.kv", "factory.target.rows", "factory.extraction.cache"}
 
 
 def circles(edges):

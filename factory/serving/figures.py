@@ -12,12 +12,18 @@ class Figures:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        at = {"registry": self.registry}
-        self.requests = Counter("svf_serve_requests", "Requests by HTTP status", ["vector", "status"], **at)
-        self.prompt_tokens = Counter("svf_serve_prompt_tokens", "Tokens of prompts", ["vector"], **at)
-        self.answer_tokens = Counter("svf_serve_answer_tokens", "Tokens of answers", ["vector"], **at)
-        self.first_token = Histogram(
-            "svf_serve_first_token_seconds", "Seconds to the first token", ["vector"], buckets=SECONDS, **at
+        registry = self.registry
+        self.requests = Counter(
+            "svf_serve_requests", "Requests by HTTP status", ["vector", "status"], registry=registry
         )
-        self.batch = Gauge("svf_serve_batch_rows", "Answers that are made now", **at)
-        self.queue = Gauge("svf_serve_queue_requests", "Requests that wait", **at)
+        self.prompt_tokens = Counter("svf_serve_prompt_tokens", "Tokens of prompts", ["vector"], registry=registry)
+        self.answer_tokens = Counter("svf_serve_answer_tokens", "Tokens of answers", ["vector"], registry=registry)
+        self.first_token = Histogram(
+            "svf_serve_first_token_seconds",
+            "Seconds to the first token",
+            ["vector"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch = Gauge("svf_serve_batch_rows", "Answers that are made now", registry=registry)
+        self.queue = Gauge("svf_serve_queue_requests", "Requests that wait", registry=registry)

@@ -70,7 +70,8 @@ class Reply:
         if self.is_chat:
             return self._chunk(index, ChoiceDelta(content=text) if text else ChoiceDelta(), reason)
         # An open answer has no reason yet, which the type does not foresee.
-        choice = CompletionChoice.model_construct(index=index, text=text, finish_reason=reason, logprobs=None)
+        open_reason: Any = reason
+        choice = CompletionChoice.model_construct(index=index, text=text, finish_reason=open_reason, logprobs=None)
         completion = Completion.model_construct(**self._head("text_completion"), choices=[choice])
         return completion.model_dump(mode="json", exclude_unset=True, warnings=False)
 

@@ -70,7 +70,7 @@ class Choice:
         """The token that follows, from ``logits`` [vocabulary]."""
         scores = logits[None].clone()
         if self.processors:
-            scores = self.processors(torch.tensor([self.ids], device=logits.device), scores)
+            scores = self.processors(torch.tensor([self.ids], device=logits.device), scores)  # type: ignore[arg-type]
         if self.sampling.temperature > 0:
             shares = scores.softmax(dim=-1)[0].cpu()
             token = int(torch.multinomial(shares, 1, generator=self.generator))

@@ -60,7 +60,7 @@ class RowCache:
             input_ids=self.target.tensor(tokens)[:, None],
             attention_mask=(columns >= starts[:, None]).long(),  # [rows, longest]
             position_ids=self.target.tensor(self.lengths)[:, None],
-            past_key_values=Cache(layers=list(self.layers)),
+            past_key_values=Cache(layers=list(self.layers)),  # type: ignore[no-untyped-call]
             use_cache=True,
         )
         self.lengths = [length + 1 for length in self.lengths]

@@ -1,0 +1,154 @@
+"""``svf serve``: a steered model behind OpenAI's API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+
+from factory.commands.options import config_option, hide_loading_bar, open_job
+from factory.config import Settings
+from factory.errors import ConfigError, FactoryError, VectorError
+from factory.extras import require_modules, require_target
+from factory.log import start_logging
+
+if TYPE_CHECKING:
+    from factory.serving.app import Limits, Server
+    from factory.serving.library import VectorLibrary
+    from factory.target.model import Target
+
+KEY = "SVF_SERVER_KEY"
+MAX_CONTEXT = 4096
+GRACE_SECONDS = 120
+
+
+@click.command()
+@click.argument("vectors", nargs=-1, required=True)
+@click.option("--target", "model", help="Model to serve [default: the one that the vectors are for].")
+@click.option("--host", default="127.0.0.1", show_default=True, help=f"Others than loopback need {KEY}.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--max-batch", type=click.IntRange(min=1), default=16, show_default=True, help="Answers made at once.")
+@click.option("--max-queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that wait.")
+@click.option(
+    "--max-context",
+    type=click.IntRange(min=2),
+    default=MAX_CONTEXT,
+    show_default=True,
+    help="Tokens of a prompt with its answer.",
+)
+@click.option("--max-body", type=click.IntRange(min=1), default=1 << 20, show_default=True, help="Bytes of a request.")
+@config_option
+def serve(
+    vectors: tuple[str, ...],
+    *,
+    model: str | None,
+    host: str,
+    port: int,
+    max_batch: int,
+    max_queue: int,
+    max_context: int,
+    max_body: int,
+    config_file: Path | None,
+) -> int:
+    """Serve the target model with VECTORS: files, folders, hub ids or s3:// URLs.
+
+    OpenAI's API under /v1 and a page to try it at /. MODEL is unsteered, MODEL:STYLE steered; the
+    request field 'steering' sets strengths and mixes vectors. Folders are watched. The key that clients
+    must send is read from SVF_SERVER_KEY.
+    """
+    require_target()
+    require_modules("fastapi", "uvicorn")
+    from factory.serving.app import Limits
+    from factory.serving.guard import is_loopback
+
+    key = os.environ.get(KEY) or None
+    if key is None and not is_loopback(host):
+        raise ConfigError(f"--host {host} is reached from other machines: set {KEY} to a key that clients must send")
+    settings = open_job(config_file).settings
+    start_logging()
+    server = _server(vectors, model, settings, Limits(max_body, max_context), max_batch=max_batch, max_queue=max_queue)
+    _run(server, host, port, key)
+    return 0
+
+
+def _server(
+    sources: Sequence[str],
+    model: str | None,
+    settings: Settings,
+    limits: Limits,
+    *,
+    max_batch: int,
+    max_queue: int,
+) -> Server:
+    from dataclasses import replace
+
+    from factory.serving.app import Server
+    from factory.serving.engine import Engine
+
+    target, library = _load(sources, model, settings)
+    limits = replace(limits, max_context=min(limits.max_context, target.longest_text))
+    engine = Engine(target, max_batch=max_batch, max_queue=max_queue)
+    return Server(target, library, engine, limits, lambda style: _markers(style, settings))
+
+
+def _load(sources: Sequence[str], model: str | None, settings: Settings) -> tuple[Target, VectorLibrary]:
+    from factory.serving.library import VectorLibrary
+    from factory.target.model import load_target
+
+    name = model or _only_model(VectorLibrary(sources))
+    hide_loading_bar()
+    with Console(stderr=True, highlight=False).status(f"loading {name}"):
+        target = load_target(
+            name,
+            settings.device,
+            dtype=settings.dtype,
+            quantize=settings.quantize,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    library = VectorLibrary(sources, target)
+    if not library.vectors and library.refused:
+        raise VectorError("; ".join(library.refused.values()))
+    return target, library
+
+
+def _only_model(library: VectorLibrary) -> str:
+    models = sorted({vector.model_name for vector in library.vectors.values()})
+    if len(models) == 1:
+        return models[0]
+    if models:
+        raise VectorError(f"the vectors are for {len(models)} models ({', '.join(models)}): choose one with --target")
+    reasons = "; ".join(library.refused.values()) or "no .safetensors or .pt file there"
+    raise VectorError(f"no vector found: {reasons}. Name a model with --target to serve it without")
+
+
+def _markers(style: str, settings: Settings) -> Sequence[str]:
+    from factory.pairs.styles import load_style
+
+    try:
+        return load_style(style, settings.styles_dir).markers
+    except FactoryError:  # made by arithmetic, or of somebody else's style
+        return ()
+
+
+def _run(server: Server, host: str, port: int, key: str | None) -> None:
+    import uvicorn
+
+    from factory.serving.app import make_app
+
+    options = uvicorn.Config(
+        make_app(server, key=key),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,  # the application writes its own line, without texts
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    listening = options.bind_socket()
+    shown = f"[{host}]" if ":" in host else host
+    names = ", ".join(server.library.vectors) or "none"
+    click.echo(f"http://{shown}:{listening.getsockname()[1]}  {server.target.name}, vectors: {names}", err=True)
+    uvicorn.Server(options).run(sockets=[listening])
