@@ -20,12 +20,13 @@ from factory.cli import COMMANDS, svf
 from factory.config import Settings
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "commands.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "commands.md", ROOT / "docs" / "settings.md")
 PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 WIDTH = 100
 ROOMS = {
     "factory": (
-        *("pairs", "teacher", "target", "extraction", "vector", "evaluation", "benchmark"),  # as the data flows
+        *("pairs", "teacher", "target", "extraction", "vector", "learning"),  # as the data flows
+        *("evaluation", "benchmark"),
         *("run", "planning", "steps", "report", "cluster", "serving", "commands", "data"),
     ),
     "workers": ("flow",),
@@ -37,7 +38,7 @@ OTHERS = {
     "questions/": "default.txt, from which pairs are written; heldout.txt, for evaluation; disjoint",
     "tests/": "pytest; 'make test' runs all but the slow ones",
     "benchmarks/": "speed of extraction, of orchestration and of rate limits",
-    "examples/": "programs that use the library",
+    "examples/": "programs that use the library and the server",
     "docs/": "design, formats, operations, decisions",
     "Makefile": "make demo, make test, make lint, make chaos",
     "docker-compose.yml": "broker, workers, Flower on one host or several",

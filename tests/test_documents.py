@@ -22,7 +22,7 @@ def refresh():
     return module
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/commands.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/commands.md", "docs/settings.md"])
 def test_generated_parts_are_fresh(refresh, name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert refresh.PART.search(text)
