@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from factory.errors import DatasetError
 from factory.extraction.extract import describe_extraction, extract_batch
 from factory.extraction.recipe import Recipe, as_recipe
+from factory.pairs.heldout import QUESTION_HASHES, hash_questions
 from factory.pairs.pair import REPEATS, ContrastivePair, cut_batches, hash_pairs
 from factory.target.layers import parse_layers
 from factory.target.model import Target
@@ -52,6 +53,9 @@ def build_vector(
         model_name=target.name,
         layers=chosen,
         extraction_config=describe_extraction(target, how, chosen),
-        metadata={"dataset_sha256": hash_pairs(pairs)},
+        metadata={
+            "dataset_sha256": hash_pairs(pairs),
+            QUESTION_HASHES: hash_questions(pair.question for pair in pairs),
+        },
     )
     return reduce_differences(lambda: parts, origin)

@@ -17,8 +17,11 @@ from factory.commands.options import Job, config_option, hide_loading_bar, json_
 from factory.config import Settings
 from factory.errors import ConfigError
 from factory.evaluation.judged import count_judged, make_scorer
+from factory.evaluation.spec import EvaluationSpec
+from factory.pairs.dataset import load_questions
+from factory.pairs.heldout import asked_hashes, find_hashed
 from factory.pairs.styles import Style, load_style
-from factory.planning.specify import plan_evaluation, plan_teacher
+from factory.planning.specify import held_out_file, plan_evaluation, plan_teacher
 from factory.run.spec import new_run_id
 from factory.teacher.client import Payer, Teacher
 from factory.teacher.connection import open_client
@@ -50,9 +53,9 @@ def evaluate(
 ) -> int:
     """Measure whether VECTORS steer, and write verdict and best setting into them.
 
-    All questions are held out: no vector was made from them. With evaluation.judge_model a judge
-    at the teacher's endpoint scores the answers beside the style's markers. The exit status is 1
-    if a vector has no effect.
+    Questions that a vector's pairs ask are not held out, and are left out. With
+    evaluation.judge_model a judge at the teacher's endpoint scores the answers beside the style's
+    markers. The exit status is 1 if a vector has no effect.
     """
     from factory.vector.vector import SteeringVector
 
@@ -63,10 +66,11 @@ def evaluate(
     settings = settings.model_copy(update={"evaluation": chosen})
     loaded = [SteeringVector.load(path) for path in vectors]
     styles = {vector.style_name: load_style(vector.style_name, settings.styles_dir) for vector in loaded}
+    specs = [plan_evaluation(settings, _asked_by(vector, settings)) for vector in loaded]  # refuses before any is done
     results = []
     judge = _open_judge(job, settings, len(vectors))
-    for path, vector in zip(vectors, loaded, strict=True):
-        evaluation, evaluated = _evaluate(vector, settings, styles, judge)
+    for path, vector, spec in zip(vectors, loaded, specs, strict=True):
+        evaluation, evaluated = _evaluate(vector, spec, settings, styles, judge)
         if not keep:
             _write(evaluated, path)
         results.append(evaluation)
@@ -105,7 +109,7 @@ def _open_judge(job: Job, settings: Settings, n_vectors: int) -> Teacher | None:
 
 
 def _evaluate(
-    vector: SteeringVector, settings: Settings, styles: dict[str, Style], judge: Teacher | None
+    vector: SteeringVector, spec: EvaluationSpec, settings: Settings, styles: dict[str, Style], judge: Teacher | None
 ) -> tuple[Evaluation, SteeringVector]:
     from dataclasses import replace
 
@@ -116,9 +120,9 @@ def _evaluate(
 
     hide_loading_bar()
     console = Console(stderr=True)
+    store = Store("memory://evaluation")
     with console.status(f"loading {vector.model_name}"):
         target = load_configured_target(vector.model_name, settings)
-    spec, store = plan_evaluation(settings), Store("memory://evaluation")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         row = bar.add_task(vector.style_name, total=len(spec.parts))
@@ -133,6 +137,21 @@ def _evaluate(
         cost = sum(entry.get("cost_usd", 0.0) for entry in done.values())
         console.print(f"judge {judge.spec.model}: ${cost:.4f}")
     return evaluation, add_evaluation(vector, evaluation)
+
+
+def _asked_by(vector: SteeringVector, settings: Settings) -> list[str]:
+    """Questions of the held-out file that the vector's pairs ask; says how many, or that it cannot be known."""
+    console = Console(stderr=True)
+    hashes = asked_hashes(vector.metadata)
+    questions = load_questions(held_out_file(settings))
+    asked = find_hashed(questions, hashes or [])
+    if hashes is None:
+        said = "does not say which questions its pairs ask: whether these are held out cannot be known"
+        console.print(Text(f"{vector.style_name}: the vector {said}", style="yellow"), soft_wrap=True)
+    if asked:
+        said = f"left out {len(asked)} of {len(questions)} held-out questions, which the vector's pairs ask"
+        console.print(Text(f"{vector.style_name}: {said}", style="yellow"), soft_wrap=True)
+    return asked
 
 
 def _write(vector: SteeringVector, path: Path) -> None:

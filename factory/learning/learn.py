@@ -18,6 +18,7 @@ from factory.learning.reading import ResponseReader
 from factory.learning.schedule import Part, Schedule
 from factory.learning.spec import Learning
 from factory.learning.state import PartSum, State, start_tensor, take_step
+from factory.pairs.heldout import QUESTION_HASHES, asked_hashes, hash_questions
 from factory.pairs.pair import REPEATS, ContrastivePair
 from factory.target.layers import parse_layers
 from factory.target.model import Target
@@ -62,7 +63,15 @@ def learn_vector(
         sums = [read_part(part, state.vector, reader, learning) for part in schedule.parts(state.round)]
         state = take_step(state, sums, learning)
         after(state)
-    return learned_vector(replace(begun, style_name=style or begun.style_name), state, learning)
+    learned = learned_vector(replace(begun, style_name=style or begun.style_name), state, learning)
+    return replace(learned, metadata=learned.metadata | _questions_asked(start, pairs))
+
+
+def _questions_asked(start: SteeringVector | None, pairs: Sequence[ContrastivePair]) -> dict[str, Any]:
+    """What a vector says of the questions that it was made from; nothing where ``start`` does not say its own."""
+    before = asked_hashes(start.metadata) if start else []
+    now = hash_questions(pair.question for pair in pairs)
+    return {} if before is None else {QUESTION_HASHES: sorted({*before, *now})}
 
 
 def zero_vector(target: Target, style: str, layers: str | int | Sequence[int] | range) -> SteeringVector:

@@ -51,13 +51,18 @@ class Words:
         return len(self.pairs)
 
 
+def plain_words(text: str) -> list[str]:
+    """The words of ``text`` that count: without case, punctuation, accents and articles."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    return [word for word in re.findall(r"\w+", plain) if word not in ARTICLES]
+
+
 def words_of(text: str, *, numbers_tell: bool) -> Words:
     """The word pairs and numbers of ``text``; a text of one word has that word."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
-    words = [word for word in re.findall(r"\w+", plain) if word not in ARTICLES]
+    words = plain_words(text)
     pairs = [" ".join(pair) for pair in pairwise(words)] or words or [text]
     hashes = sorted({zlib.crc32(pair.encode("utf-8", "surrogatepass")) for pair in pairs})
-    return Words(array("I", hashes), " ".join(re.findall(r"\d+", plain)) if numbers_tell else "")
+    return Words(array("I", hashes), " ".join(re.findall(r"\d+", " ".join(words))) if numbers_tell else "")
 
 
 def find_repeats(texts: Iterable[str], alike: float, *, numbers_tell: bool) -> dict[int, int]:

@@ -14,7 +14,14 @@ from factory.config import Settings
 from factory.evaluation.judged import count_judged
 from factory.evaluation.spec import EvaluationSpec
 from factory.pairs.styles import Style
-from factory.planning.plan import Supply, describe_repeats, merge_repeats, plan_pairs
+from factory.planning.plan import (
+    Supply,
+    asked_questions,
+    describe_asked,
+    describe_repeats,
+    merge_repeats,
+    plan_pairs,
+)
 from factory.planning.reading_time import ReadingTime, estimate_reading, tokens_a_pair, usual_lengths
 from factory.planning.specify import plan_evaluation, plan_extraction, plan_teacher
 from factory.store import Store
@@ -62,6 +69,7 @@ class Estimate:
     minutes_by_rate: float | None
     reading: ReadingTime
     repeated_questions: dict[str, str]
+    asked_questions: dict[str, str]
     styles: list[StyleEstimate]
 
     @property
@@ -75,7 +83,7 @@ class Estimate:
     @property
     def notes(self) -> list[str]:
         """What a person should know beside the figures."""
-        return describe_repeats(self.repeated_questions)
+        return [*describe_repeats(self.repeated_questions), *describe_asked(self.asked_questions)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,9 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
     """
     teacher, extraction = plan_teacher(settings), plan_extraction(settings)
     planned = plan_pairs(settings, output, limit=limit)
-    evaluation = plan_evaluation(settings) if settings.output_config.generate_analysis_reports else None
+    supplies = [supply for _, supply in planned]
+    asked = asked_questions(settings, supplies)
+    evaluation = plan_evaluation(settings, asked) if settings.output_config.generate_analysis_reports else None
     usual = min(teacher.max_response_tokens, likely_tokens(USUAL_ANSWER))
     styles = []
     for style, supply in planned:
@@ -109,7 +119,8 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
         price_source=price_source(teacher),
         minutes_by_rate=round(calls / rate, 1) if rate and calls else None,
         reading=estimate_reading(settings, extraction, store, n_pairs=n_pairs, tokens=tokens),
-        repeated_questions=merge_repeats([supply for _, supply in planned]),
+        repeated_questions=merge_repeats(supplies),
+        asked_questions=asked,
         styles=styles,
     )
 

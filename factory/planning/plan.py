@@ -16,10 +16,11 @@ from factory.errors import ConfigError
 from factory.files import shipped_file, today
 from factory.log import log
 from factory.pairs.dataset import dataset_path, load_dataset, load_questions
+from factory.pairs.heldout import find_asked
 from factory.pairs.pair import ContrastivePair, cut_batches, number_batches
 from factory.pairs.repeats import SAME_QUESTION, find_repeats
 from factory.pairs.styles import Style, load_style
-from factory.planning.specify import plan_evaluation, plan_extraction, plan_teacher
+from factory.planning.specify import held_out_file, plan_evaluation, plan_extraction, plan_teacher
 from factory.run.spec import BatchSpec, RunSpec, StyleRun, new_run_id
 from factory.store import Store
 from factory.target.download import count_layers
@@ -36,12 +37,14 @@ BUILT_IN_QUESTIONS = "default.txt"
 class Plan:
     """A run that can start: its specification and the batches of each style.
 
-    ``repeated``: questions that are not asked, each with the one that it nearly repeats.
+    ``repeated``: questions that are not asked, each with the one that it nearly repeats. ``asked``:
+    questions of the held-out file that do not measure, as a pair asks them, each with the pair's question.
     """
 
     spec: RunSpec
     batches: dict[str, list[BatchSpec]]
     repeated: dict[str, str]
+    asked: dict[str, str]
 
     @property
     def needs_teacher(self) -> bool:
@@ -52,23 +55,32 @@ class Plan:
     def warnings(self) -> list[str]:
         """What a person must know before the run starts."""
         if not self.needs_teacher:
-            return []
+            return describe_asked(self.asked)
         asked, resolved = self.spec.teacher.requested_model, self.spec.teacher.model
         retired = (
             f"teacher_model {asked!r} is retired at OpenAI: {resolved!r} takes its place (strict_model forbids it)"
         )
-        return [*([retired] if asked != resolved else []), *describe_repeats(self.repeated)]
+        told = [retired] if asked != resolved else []
+        return [*told, *describe_repeats(self.repeated), *describe_asked(self.asked)]
 
 
 def describe_repeats(repeated: dict[str, str]) -> list[str]:
     """Questions that are not asked because they nearly repeat others, in one line; none without any."""
     if not repeated:
         return []
+    return [f"questions that nearly repeat others are not asked, {len(repeated)} here: {_first_of(repeated)}"]
+
+
+def describe_asked(asked: dict[str, str]) -> list[str]:
+    """Questions that are not held out, as pairs ask them, in one line; none without any."""
+    if not asked:
+        return []
+    return [f"held-out questions that pairs ask are left out of the evaluation, {len(asked)} here: {_first_of(asked)}"]
+
+
+def _first_of(repeated: dict[str, str]) -> str:
     question, earlier = next(iter(repeated.items()))
-    more = ", ..." if len(repeated) > 1 else ""
-    return [
-        f"questions that nearly repeat others are not asked, {len(repeated)} here: {question!r} after {earlier!r}{more}"
-    ]
+    return f"{question!r} after {earlier!r}{', ...' if len(repeated) > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,8 @@ def plan_run(
         if supply.missing:
             _require_key(settings, request.style.name)
             require_price(teacher, settings.max_cost_usd)
-    evaluation = plan_evaluation(settings) if settings.output_config.generate_analysis_reports else None
+    asked = asked_questions(settings, supplies)
+    evaluation = plan_evaluation(settings, asked) if settings.output_config.generate_analysis_reports else None
     if evaluation and evaluation.judge_model:
         _require_judge(settings, judge_spec(teacher, evaluation.judge_model))
     parts: list[StyleRun] = []
@@ -148,12 +161,22 @@ def plan_run(
         gpu_queue=model_queue(settings.target_model) if settings.gpu_queue == "model" else "gpu",
         date=today(),
     )
-    return Plan(spec, batches, merge_repeats(supplies))
+    return Plan(spec, batches, merge_repeats(supplies), asked)
 
 
 def merge_repeats(supplies: Sequence[Supply]) -> dict[str, str]:
     """The repeated questions of all styles: most often they are the same."""
     return {question: earlier for supply in supplies for question, earlier in supply.repeated.items()}
+
+
+def asked_questions(settings: Settings, supplies: Sequence[Supply]) -> dict[str, str]:
+    """Questions of the held-out file that a pair of the run asks, exactly or nearly: each with the pair's question."""
+    if not settings.output_config.generate_analysis_reports:
+        return {}
+    asked = dict.fromkeys(
+        question for supply in supplies for question in (*(pair.question for pair in supply.pairs), *supply.missing)
+    )
+    return find_asked(load_questions(held_out_file(settings)), asked)
 
 
 def plan_pairs(settings: Settings, output: Path, *, limit: int | None = None) -> list[tuple[Style, Supply]]:

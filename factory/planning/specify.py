@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from factory.config import Settings
 from factory.errors import ConfigError
 from factory.evaluation.spec import EvaluationSpec
@@ -65,17 +67,28 @@ def _resolve(settings: Settings, key: str, asked: str) -> str:
     return successor
 
 
-def plan_evaluation(settings: Settings) -> EvaluationSpec:
+def held_out_file(settings: Settings) -> str:
+    """Where the held-out questions stand."""
+    return settings.evaluation.questions_file or str(shipped_file("questions", HELD_OUT_QUESTIONS))
+
+
+def plan_evaluation(settings: Settings, asked: Collection[str] = ()) -> EvaluationSpec:
     """Freeze how vectors are evaluated: which held-out questions choose a setting, and which measure it.
 
+    ``asked``: questions of the file that pairs ask, and so are not held out; they are left out.
+
     Raises:
-        ConfigError: the question file is missing or holds fewer than three questions.
+        ConfigError: the question file is missing, or fewer than three questions are left of it.
     """
     wanted = settings.evaluation
-    source = wanted.questions_file or shipped_file("questions", HELD_OUT_QUESTIONS)
-    questions = load_questions(source)
+    source = held_out_file(settings)
+    questions = [question for question in load_questions(source) if question not in asked]
     if len(questions) < 3:
-        raise ConfigError(f"question file {str(source)!r} holds {len(questions)} questions; evaluation needs 3 or more")
+        left_out = f" that no pair asks ({len(asked)} are asked by pairs)" if asked else ""
+        raise ConfigError(
+            f"question file {source!r} holds {len(questions)} questions{left_out}; evaluation needs 3 or more: "
+            "add some, or set evaluation.questions_file to another file"
+        )
     n_choice = min(wanted.choice_limit, len(questions) // 3)
     choice = tuple(questions[-n_choice:])
     return EvaluationSpec(

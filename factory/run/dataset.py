@@ -11,10 +11,12 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from statistics import mean, median
 from typing import Any
 
+from factory.pairs.heldout import hash_question
 from factory.pairs.pair import REPEATS, ContrastivePair
 from factory.pairs.repeats import SAME_ANSWER, find_repeats
 from factory.run.artifacts import batch_of
@@ -73,8 +75,16 @@ def _pair_ids(ledger: Ledger, style: str, ends: array[int], wanted: set[int]) ->
     return ids
 
 
-def write_dataset(ledger: Ledger, style: str, repeated: Mapping[str, str]) -> str:
-    """Put a style's dataset, its manifest and its rejected pairs into the store; returns the dataset's SHA-256.
+@dataclass(frozen=True)
+class WrittenDataset:
+    """What a vector says of the dataset that it is made from: its SHA-256, and hashes of the questions in it."""
+
+    sha256: str
+    question_hashes: list[str]
+
+
+def write_dataset(ledger: Ledger, style: str, repeated: Mapping[str, str]) -> WrittenDataset:
+    """Put a style's dataset, its manifest and its rejected pairs into the store.
 
     ``repeated`` pairs are marked and stand among the rejected; their lines stay, because others of
     their batch were read with them as examples.
@@ -82,10 +92,12 @@ def write_dataset(ledger: Ledger, style: str, repeated: Mapping[str, str]) -> st
     part = ledger.spec.style_run(style)
     words = array("I"), array("I")  # of each positive answer, of each negative one
     rejected: list[dict[str, Any]] = []
+    questions: set[str] = set()
     for batch in ledger.batches(style):  # twice, as a style's pairs need not fit into memory
         good, bad = batch_of(ledger, style, batch.number)
         words[0].extend(len(pair.positive_response.split()) for pair in good)
         words[1].extend(len(pair.negative_response.split()) for pair in good)
+        questions.update(hash_question(pair.question) for pair in good)
         rejected += bad
         rejected += [_repeat(pair, repeated[pair.pair_id]) for pair in good if pair.pair_id in repeated]
     known = {key: value for key, value in part.dataset_metadata.items() if key not in ("type", "total_pairs")}
@@ -105,7 +117,7 @@ def write_dataset(ledger: Ledger, style: str, repeated: Mapping[str, str]) -> st
         ledger.store.write_json(
             ledger.manifest_key(style), manifest(ledger, part, len(words[0]) - len(repeated), rejected, digest)
         )
-    return digest
+    return WrittenDataset(digest, sorted(questions))
 
 
 def _repeat(pair: ContrastivePair, earlier: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from factory.errors import StoreError, StyleFailed
 from factory.files import sha256_of
 from factory.log import log
+from factory.pairs.heldout import QUESTION_HASHES
 from factory.run.artifacts import batch_of, require_differences
-from factory.run.dataset import repeated_pairs, teacher_model, write_dataset
+from factory.run.dataset import WrittenDataset, repeated_pairs, teacher_model, write_dataset
 from factory.run.ledger import Ledger
 from factory.run.spec import StyleRun
 
@@ -109,7 +110,7 @@ def _given_up(ledger: Ledger, style: str, number: int, entry: dict[str, Any]) ->
     return [Rejection(pair.pair_id, reason, "its batch was given up") for pair in batch_of(ledger, style, number)[0]]
 
 
-def _origin(ledger: Ledger, part: StyleRun, dataset_sha256: str) -> Origin:
+def _origin(ledger: Ledger, part: StyleRun, dataset: WrittenDataset) -> Origin:
     from factory.vector.mean import Origin
 
     style = part.style.name
@@ -126,6 +127,7 @@ def _origin(ledger: Ledger, part: StyleRun, dataset_sha256: str) -> Origin:
     metadata = {
         "description": part.style.description,
         "teacher_model": teacher_model(ledger, part),
-        "dataset_sha256": dataset_sha256,
+        "dataset_sha256": dataset.sha256,
+        QUESTION_HASHES: dataset.question_hashes,
     }
     return Origin(style, ledger.spec.extraction.target_model, config["target_layers"], config, metadata)
