@@ -67,22 +67,38 @@ def format_dataset(pairs: Iterable[ContrastivePair], metadata: dict[str, Any]) -
     pairs = list(pairs)
     head = {"type": "metadata", **metadata, "total_pairs": len(pairs)}
     lines = [head, *(pair.to_json() for pair in pairs)]
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(_dump(line) + "\n" for line in lines)
 
 
 def extend_dataset(known: str, made: str) -> str:
     """The text of a dataset file that has every line of ``known``, then the pairs that only ``made`` has.
 
     A dataset is a person's file: it never loses a pair, whatever part of it a run used. The metadata
-    are those of ``made``, with the count of what the file then holds.
+    are those of ``made``, with the count of what the file then holds. New pairs stay in batches of
+    their own: where the file has their numbers already, they get those behind its last.
     """
     lines = [line for line in known.removeprefix("\ufeff").split("\n") if line.strip()]
     kept = [line for line in lines if json.loads(line).get("type") != "metadata"]
-    present = {str(json.loads(line)["pair_id"]) for line in kept}
-    head, *new = (line for line in made.split("\n") if line.strip())
-    added = [line for line in new if str(json.loads(line)["pair_id"]) not in present]
-    metadata = json.loads(head) | {"total_pairs": len(kept) + len(added)}
-    return "".join(line + "\n" for line in [json.dumps(metadata, ensure_ascii=False), *kept, *added])
+    there = [json.loads(line) for line in kept]
+    present = {str(pair["pair_id"]) for pair in there}
+    head, *new = (json.loads(line) for line in made.split("\n") if line.strip())
+    added = _numbered_behind(there, [pair for pair in new if str(pair["pair_id"]) not in present])
+    metadata = head | {"total_pairs": len(kept) + len(added)}
+    return "".join(line + "\n" for line in [_dump(metadata), *kept, *map(_dump, added)])
+
+
+def _dump(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False)
+
+
+def _numbered_behind(known: list[dict[str, Any]], added: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``added`` lines with batch numbers that no line of ``known`` has; those that share a batch still do."""
+    taken = {line["batch"] for line in known if line.get("batch") is not None}
+    theirs = dict.fromkeys(line["batch"] for line in added if line.get("batch") is not None)
+    if taken.isdisjoint(theirs):
+        return added
+    numbers = {batch: max(taken) + 1 + at for at, batch in enumerate(theirs)}
+    return [line | {"batch": numbers[line["batch"]]} if line.get("batch") is not None else line for line in added]
 
 
 def load_questions(path: str | Path) -> list[str]:

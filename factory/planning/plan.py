@@ -145,6 +145,7 @@ def plan_run(
                 n_pairs=sum(spec.n_pairs for spec in specs),
                 n_batches=len(specs),
                 from_teacher=bool(supply.missing),
+                replaces_dataset=settings.regenerate_datasets,
                 dataset_metadata=supply.metadata,
             )
         )

@@ -6,6 +6,7 @@ File formats: docs/format.md and docs/sam.md. This module reads finished styles 
 from __future__ import annotations
 
 import json
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,10 +86,9 @@ def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSet
         raise StoreError(f"style {style.name!r} is done, but its vector or dataset is gone from the store; resume it")
     vector = SteeringVector.from_bytes(content, source=f"{style.name}.pt")
     path = vector_path(output, style.name)
-    if ledger.spec.style_run(style.name).from_teacher:
-        write_dataset_file(
-            dataset_path(output, style.name), dataset.decode(), made_anew=_is_made_anew(ledger, style.name)
-        )
+    part = ledger.spec.style_run(style.name)
+    if part.from_teacher:
+        write_dataset_file(dataset_path(output, style.name), dataset.decode(), made_anew=part.replaces_dataset)
     write_companions(ledger, style.name, output)
     write_vector(vector, path)
     write_atomically(run_path(path), json.dumps(_about_run(ledger, style.name), indent=2) + "\n")
@@ -103,18 +103,19 @@ def write_dataset_file(path: Path, made: str, *, made_anew: bool) -> None:
     """Write the dataset that a run extended, with every pair that the file had before.
 
     A run may use a part of a dataset (``--limit``), or an older state of it. ``made_anew``: the run was
-    asked to write all pairs again; the old file then stays beside the new one.
+    asked to write all pairs again; a copy of the old file then stays beside the new one.
     """
     known = read_written(path, "dataset", DatasetError) if path.is_file() else ""
     if known and made_anew and known != made:
-        path.replace(path.with_name(f"{path.stem}_before.jsonl"))
+        write_atomically(_free_backup(path), path.read_bytes())
         known = ""
     write_atomically(path, extend_dataset(known, made) if known else made)
 
 
-def _is_made_anew(ledger: Ledger, style: str) -> bool:
-    """Whether no pair of the run came from a dataset."""
-    return all(batch.pairs_key is None for batch in ledger.batches(style))
+def _free_backup(path: Path) -> Path:
+    """A name beside a dataset that no earlier copy of it has: ``_before``, ``_before-2``, ..."""
+    names = (f"{path.stem}_before{number}.jsonl" for number in chain([""], (f"-{n}" for n in count(2))))
+    return next(file for file in map(path.with_name, names) if not file.exists())
 
 
 def write_differences(ledger: Ledger, style: str, folder: Path) -> None:

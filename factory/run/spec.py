@@ -35,12 +35,16 @@ class BatchSpec:
 
 
 class StyleRun(Frozen):
-    """One style of a run. ``from_teacher``: some of its pairs are still to be written."""
+    """One style of a run. ``from_teacher``: some of its pairs are still to be written.
+
+    ``replaces_dataset``: all of them, on purpose, in place of the dataset that there may be.
+    """
 
     style: Style
     n_pairs: int
     n_batches: int
     from_teacher: bool
+    replaces_dataset: bool = False  # also of runs that older versions planned: their pairs join the file
     dataset_metadata: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -8,9 +8,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from factory.config import Settings
 from factory.errors import StoreError
-from factory.pairs.dataset import extend_dataset, format_dataset, load_pairs
+from factory.pairs.dataset import dataset_path, extend_dataset, format_dataset, load_pairs
 from factory.pairs.pair import ContrastivePair
+from factory.planning.plan import plan_run
+from factory.run.artifacts import put_pairs
+from factory.run.dataset import write_dataset
 from factory.run.export import export_style, write_dataset_file
 from factory.run.ledger import Ledger
 from factory.steps.evaluate import give_up_evaluation
@@ -98,3 +102,50 @@ def test_a_dataset_that_is_made_anew_keeps_the_old_file_beside_it(tmp_path):
     write_dataset_file(path, dataset_of(2), made_anew=True)
     assert len(load_pairs(path)) == 2
     assert (tmp_path / "steps_pairs_before.jsonl").read_text() == dataset_of(9)
+
+
+def test_no_copy_of_an_old_dataset_takes_the_place_of_an_earlier_one(tmp_path):
+    path = tmp_path / "steps_pairs.jsonl"
+    for pairs in (9, 7, 5, 2):
+        write_dataset_file(path, dataset_of(pairs), made_anew=True)
+        write_dataset_file(path, dataset_of(pairs), made_anew=True)  # exported again: nothing is replaced
+    files = {file.name: len(load_pairs(file)) for file in tmp_path.iterdir()}
+    backups = {f"steps_pairs_before{end}.jsonl": pairs for end, pairs in (("", 9), ("-2", 7), ("-3", 5))}
+    assert files == {"steps_pairs.jsonl": 2} | backups
+
+
+@pytest.mark.parametrize("regenerate", [False, True])
+def test_a_dataset_that_came_after_the_plan_is_replaced_only_where_that_was_asked(tmp_path, store, regenerate):
+    questions = tmp_path / "questions.txt"
+    questions.write_text("Why is it so?\nWhat is new?\n")
+    given = {"styles": [STYLE], "base_url": "http://127.0.0.1:1/v1", "custom_questions_file": str(questions)}
+    plan = plan_run(Settings(**given, regenerate_datasets=regenerate), store, tmp_path)
+    ledger = Ledger(store, plan.spec.run_id)
+    ledger.create(plan.spec, plan.batches)
+    (batch,) = ledger.batches(STYLE)
+    new = [ContrastivePair(question, "Step 1: yes", "no", STYLE, batch=0) for question in batch.questions]
+    ledger.record(STYLE, "written", 0, {"key": put_pairs(store, new, []), "n_pairs": 2, "reasons": {}})
+    write_dataset(ledger, STYLE, {})
+    nothing = torch.zeros(1, 1, 2)
+    store.write(ledger.vector_key(STYLE), SteeringVector(STYLE, nothing, nothing, [0], "m").to_pt())
+    mine = dataset_path(tmp_path, STYLE)
+    mine.parent.mkdir()
+    mine.write_text(dataset_of(4))
+    export_style(ledger, ledger.spec.style_run(STYLE).style, tmp_path, Settings().output_config)
+    old = [] if regenerate else [f"Why {n}?" for n in range(4)]
+    assert [pair.question for pair in load_pairs(mine)] == [*old, *(pair.question for pair in new)]
+    assert mine.with_name(f"{STYLE}_pairs_before.jsonl").exists() is regenerate
+
+
+def test_pairs_of_two_runs_share_no_batch_in_one_dataset():
+    def numbered(questions, first):
+        pairs = [ContrastivePair(q, "Step 1", "No", STYLE, batch=first + at // 2) for at, q in enumerate(questions)]
+        return format_dataset(pairs, {"style_name": STYLE})
+
+    def batches(text):
+        return [json.loads(line)["batch"] for line in text.splitlines()[1:]]
+
+    known = numbered("abcd", 0)
+    assert batches(extend_dataset(known, numbered("defgh", 0))) == [0, 0, 1, 1, 2, 3, 3, 4]
+    assert batches(extend_dataset(known, numbered("efg", 5))) == [0, 0, 1, 1, 5, 5, 6], "numbers of their own stay"
+    assert batches(extend_dataset(known, known)) == batches(known)
