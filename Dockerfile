@@ -8,7 +8,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates tini \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --create-home --uid 10001 factory \
- && install -d -o factory -g factory /data /home/factory/.cache
+ && install -d -o factory -g factory /data /data/out /home/factory/.cache
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 \
     TOKENIZERS_PARALLELISM=false FACTORY_STORE=/data/runs
 WORKDIR /app

@@ -69,6 +69,23 @@ def test_secrets_come_from_the_environment_and_stand_in_no_command():
     assert "${FLOWER_PASSWORD:?" in text
 
 
+def test_what_the_command_line_writes_lies_in_a_volume_that_its_user_may_write_to():
+    folder = SERVICES["svf"]["working_dir"]
+    mounts = dict(mount.split(":")[:2][::-1] for mount in SERVICES["svf"]["volumes"])
+    (volume,) = [mounts[inside] for inside in mounts if folder.startswith(inside + "/")]
+    assert volume in COMPOSE["volumes"]
+    assert all(volume in str(SERVICES[name]["volumes"]) for name in ("reduce", "gpu"))  # who copies it out
+    made = re.search("install -d -o factory -g factory (.*)", DOCKERFILE)
+    assert folder in made[1].split()  # a new volume takes its folders and their owner from the image
+
+
+def test_a_gpu_worker_knows_the_key_of_a_judge_alone():
+    keys = {name: SERVICES[name].get("environment", {}).get("OPENAI_API_KEY") for name in OURS}
+    assert {name for name, key in keys.items() if key == "${OPENAI_API_KEY:-}"} == {"teacher", "svf"}
+    assert {name for name, key in keys.items() if key == "${JUDGE_API_KEY:-}"} == {"gpu", "gpu-cpu"}
+    assert keys["reduce"] is keys["flower"] is keys["metrics"] is None
+
+
 def test_each_long_running_service_says_how_it_is_checked():
     for name, service in SERVICES.items():
         if name != "svf":
