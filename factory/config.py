@@ -42,9 +42,11 @@ class ExtractionSettings(Frozen):
     """What the target model reads and which of its states are taken."""
 
     target_layers: str | int | list[int] = Field(list(range(8, 16)), description='layers: a list, "8-15,20" or "all"')
-    max_sequence_length: int = Field(2048, ge=8, description="tokens; a longer pair is rejected, never cut")
-    batch_size: int = Field(BATCH_SIZE, ge=1, description="pairs a task")
-    batch_tokens: int | None = Field(None, ge=1, description="tokens a forward pass; null: by device")
+    max_sequence_length: int = Field(
+        2048, ge=8, description="longest text of a pair, in tokens; longer pairs are rejected, never cut"
+    )
+    batch_size: int = Field(BATCH_SIZE, ge=1, description="pairs per task")
+    batch_tokens: int | None = Field(None, ge=1, description="tokens per forward pass; null: by device")
     recipe: Literal["fewshot", "response_mean", "response_last", "system_prompt"] = Field(
         "fewshot", description="fewshot, response_mean, response_last or system_prompt"
     )
@@ -58,82 +60,139 @@ class OutputSettings(Frozen):
     save_intermediate_files: bool = Field(False, description="copy each pair's differences to intermediate/")
     generate_analysis_reports: bool = Field(True, description="evaluate at the end of a run and write its report")
     copy_to_sam_assets: bool = Field(True, description="copy vectors and templates to sam_assets_dir")
-    sam_assets_dir: str = Field("sam/assets/steering_vectors", description="folder under the output folder")
+    sam_assets_dir: str = Field(
+        "sam/assets/steering_vectors", description="where SAM assets are written, under the output folder"
+    )
 
 
 class EvaluationSettings(Frozen):
     """How it is measured that a vector steers."""
 
-    questions_file: str | None = Field(None, description="held-out questions; null: those that come with svf")
-    limit: int = Field(30, ge=2, description="held-out questions on which the chosen setting is measured")
-    choice_limit: int = Field(16, ge=1, description="further ones, on which the setting is chosen")
-    probe_limit: int = Field(8, ge=1, description="of those, how many the cheap gate reads")
-    cells: int = Field(6, ge=1, description="settings that answer, after the cheap gate")
-    max_loops: Fraction = Field(0.1, description="share of looping answers that a chosen setting may have")
-    strengths: list[float] = Field([2.0, 4.0, 6.0, 8.0], min_length=1, description="strengths of the sweep")
-    key_strengths: list[float] = Field([0.0], min_length=1, description="strengths of the keys in the sweep")
+    questions_file: str | None = Field(
+        None, description="file of held-out questions; null: the one that comes with svf"
+    )
+    limit: int = Field(30, ge=2, description="number of held-out questions on which the chosen setting is measured")
+    choice_limit: int = Field(
+        16, ge=1, description="number of other held-out questions, on which the setting is chosen"
+    )
+    probe_limit: int = Field(
+        8, ge=1, description="number of choice_limit's questions on which the probe ranks settings"
+    )
+    cells: int = Field(6, ge=1, description="number of settings that answer choice_limit's questions: the probe's best")
+    max_loops: Fraction = Field(0.1, description="largest share of looping answers that a chosen setting may have")
+    strengths: list[float] = Field(
+        [2.0, 4.0, 6.0, 8.0], min_length=1, description="strengths of the value vector in the sweep"
+    )
+    key_strengths: list[float] = Field(
+        [0.0], min_length=1, description="strengths of the key vector in the sweep; 0: values alone"
+    )
     positions: list[Count] = Field([1, 4], min_length=1, description="numbers of steered positions in the sweep")
-    layer_sets: list[str] = Field(["all"], min_length=1, description="layer sets of the sweep, of those extracted")
-    max_new_tokens: int = Field(96, ge=8, description="tokens an answer")
-    judge_model: str | None = Field(None, description="a model that scores style and coherence; null: none")
+    layer_sets: list[str] = Field(
+        ["all"], min_length=1, description="layer sets in the sweep, out of the layers extracted"
+    )
+    max_new_tokens: int = Field(96, ge=8, description="longest answer to a held-out question, in tokens")
+    judge_model: str | None = Field(None, description="model that scores answers for style and coherence; null: none")
 
 
 class Pricing(Frozen):
-    """What a model costs, in USD a million tokens."""
+    """What a model costs, in USD per million tokens."""
 
-    input: float = Field(ge=0, description="of what the model reads")
-    output: float = Field(ge=0, description="of what it writes")
+    input: float = Field(ge=0, description="price of what the model reads, in USD per million tokens")
+    output: float = Field(ge=0, description="price of what the model writes, in USD per million tokens")
 
 
 class Settings(Frozen):
     """Every key of ``config.yaml`` with its default."""
 
     teacher_model: str = Field("gpt-4", description="the model that writes pairs")
-    base_url: str | None = Field(None, description="an OpenAI-compatible server; null: OpenAI")
-    api_key_env: str | None = Field(None, description="variable that holds its key; null: OPENAI_API_KEY at OpenAI")
+    base_url: str | None = Field(None, description="address of the teacher's OpenAI-compatible server; null: OpenAI")
+    api_key_env: str | None = Field(
+        None, description="variable that holds the teacher's key; null: OPENAI_API_KEY at OpenAI, none elsewhere"
+    )
     strict_model: bool = Field(False, description="true: a retired teacher_model is an error, not replaced")
     retired_models: dict[str, str] = Field(
         {"gpt-4": "gpt-6-luna", "gpt-4-turbo": "gpt-6-luna", "gpt-3.5-turbo": "gpt-6-luna"},
         description="OpenAI models that no longer answer, and what takes their place",
     )
-    temperature: float | None = Field(0.7, ge=0, description="of the teacher; null: the server's own")
+    temperature: float | None = Field(
+        0.7, ge=0, description="temperature of the teacher's answers; null: the server's own"
+    )
     max_response_tokens: int = Field(800, ge=16, description="longest teacher answer, in tokens")
-    reasoning_effort: str | None = Field(None, description="for OpenAI reasoning models: none, low, medium, high")
-    api_delay: Seconds | None = Field(1.0, description="seconds between teacher calls, for the whole cluster")
-    requests_per_minute: float | None = Field(None, gt=0, description="the same as 60 / api_delay; set one of both")
-    tokens_per_minute: float | None = Field(None, gt=0, description="teacher tokens a minute, for the whole cluster")
-    max_concurrent_calls: int = Field(16, ge=1, description="teacher calls in flight on one worker")
-    answer_timeout: float = Field(120.0, gt=0, description="seconds for one teacher answer; well below a task's time")
-    seed: int = Field(0, ge=0, description="of the teacher's answers: another one asks for other answers")
-    max_cost_usd: float | None = Field(None, gt=0, description="a run stops before it costs more")
-    pricing: Pricing | None = Field(None, description="USD a million tokens: {input: 1.0, output: 4.0}")
-    judge_model: str | None = Field(None, description="a teacher-side model that scores pairs; null: none")
-    max_failed_fraction: Fraction = Field(0.2, description="a style with more failed pairs fails")
-    min_pairs: int = Field(2, ge=1, description="a style with fewer usable pairs fails")
+    reasoning_effort: str | None = Field(
+        None, description="effort of OpenAI reasoning models: none, low, medium, high; null: theirs"
+    )
+    api_delay: Seconds | None = Field(
+        1.0, description="seconds between teacher calls, for the whole cluster; null: no limit"
+    )
+    requests_per_minute: float | None = Field(
+        None, gt=0, description="teacher calls per minute, for the whole cluster; instead of api_delay"
+    )
+    tokens_per_minute: float | None = Field(
+        None, gt=0, description="teacher tokens per minute, for the whole cluster; null: no limit"
+    )
+    max_concurrent_calls: int = Field(16, ge=1, description="teacher calls in flight per worker")
+    answer_timeout: float = Field(
+        120.0, gt=0, description="seconds that one teacher answer may take; at most visibility_timeout / 5"
+    )
+    seed: int = Field(0, ge=0, description="seed of the teacher's answers: another seed asks for other answers")
+    max_cost_usd: float | None = Field(
+        None, gt=0, description="most that a run's teacher calls may cost, in USD; null: no limit"
+    )
+    pricing: Pricing | None = Field(
+        None, description="teacher prices, USD per million tokens: {input: 1.0, output: 4.0}; null: the known ones"
+    )
+    judge_model: str | None = Field(None, description="model at the teacher's server that scores pairs; null: none")
+    max_failed_fraction: Fraction = Field(
+        0.2, description="largest share of failed pairs that a style may have; above it the style fails"
+    )
+    min_pairs: int = Field(2, ge=1, description="fewest usable pairs that a style needs; below it the style fails")
     regenerate_datasets: bool = Field(False, description="true: write pairs anew where a dataset exists")
     extend: bool = Field(False, description="true: add pairs for questions that a dataset lacks")
     styles: list[str] = Field(
         ["researcher_style", "step_by_step_reasoning", "creative_explorer"], min_length=1, description="styles to make"
     )
-    styles_dir: str | None = Field(None, description="folder with YAML files of further styles")
-    custom_questions_file: str | None = Field(None, description="questions, one a line; null: those of svf")
-    additional_questions: list[str] = Field([], description="questions added to those")
-    target_model: str = Field("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", description="the model to steer")
-    device: str = Field("auto", description="auto (cuda, then mps, then cpu) or one of them")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on cuda, else float32")
-    load_in_8bit: bool = Field(True, description="bitsandbytes int8 on CUDA; elsewhere ignored with a warning")
-    load_in_4bit: bool = Field(False, description="the same in 4 bits; wins over load_in_8bit")
-    trust_remote_code: bool = Field(False, description="run code that comes with a model; of the worker alone")
-    allowed_models: list[str] | None = Field(None, description="models a worker may load; null: its own target_model")
+    styles_dir: str | None = Field(
+        None, description="folder with YAML files of further styles; null: the built-in ones alone"
+    )
+    custom_questions_file: str | None = Field(
+        None, description="file of questions, one per line; null: the questions that come with svf"
+    )
+    additional_questions: list[str] = Field([], description="questions added to those of the file")
+    target_model: str = Field(
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+        description="model to steer: hub id, folder, .gguf file or smollm2-135m-instruct",
+    )
+    device: str = Field(
+        "auto", description="device of the target model: cuda, mps, cpu, or auto: the first of them that is there"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="dtype of the target model: float32, bfloat16, or auto: bfloat16 on cuda, else float32"
+    )
+    load_in_8bit: bool = Field(
+        True, description="load the target model in 8 bits (bitsandbytes, CUDA alone; elsewhere ignored)"
+    )
+    load_in_4bit: bool = Field(False, description="load the target model in 4 bits; wins over load_in_8bit")
+    trust_remote_code: bool = Field(
+        False, description="run code that comes with a model; each worker decides for itself"
+    )
+    allowed_models: list[str] | None = Field(
+        None, description="models that a worker may load; null: its own target_model alone"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of the target model; null: all cores")
     extraction_config: ExtractionSettings = Field(ExtractionSettings(), description="see below")
     output_config: OutputSettings = Field(OutputSettings(), description="see below")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="see below")
-    broker_url: str | None = Field(None, description="Redis or Valkey, redis:// or rediss://")
-    store: str | None = Field(None, description="fsspec URL of the store; null: the folder runs under --output")
-    visibility_timeout: int = Field(600, ge=1, description="s after which a dead worker's task goes to another")
-    guard_seconds: float = Field(15, gt=0, description="s a message may be nowhere before it is sent again")
-    gpu_queue: Literal["gpu", "model"] = Field("gpu", description="model: a queue of its own for each target model")
+    broker_url: str | None = Field(None, description="address of the Redis or Valkey broker, redis:// or rediss://")
+    store: str | None = Field(
+        None, description="folder or fsspec URL of the store; null: the folder runs under --output"
+    )
+    visibility_timeout: int = Field(
+        600, ge=1, description="seconds until a dead worker's task goes to another; 3 x the longest task"
+    )
+    guard_seconds: float = Field(15, gt=0, description="seconds that a message may be missing before it is sent again")
+    gpu_queue: Literal["gpu", "model"] = Field(
+        "gpu", description="gpu: one queue for all target models; model: one queue per target model"
+    )
 
     @field_validator("broker_url")
     @classmethod
