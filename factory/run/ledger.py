@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -122,9 +123,7 @@ class Ledger:
 
     def done_numbers(self, style: str, step: Step) -> set[int]:
         """Numbers of the batches that went through a step."""
-        prefix = f"{step}-"
-        names = self.store.names(f"{self.run_id}/{style}")
-        return {int(name[len(prefix) : -len(".json")]) for name in names if name.startswith(prefix)}
+        return _numbers_among(self.files(style), step)
 
     def missing_numbers(self, style: str) -> list[int]:
         """Numbers of the batches that are not extracted yet."""
@@ -257,8 +256,11 @@ class Ledger:
         """How far a style is."""
         part = self.spec.style_run(style)
         result = self.result(style)
-        written = [self.entry(style, "written", n) or {} for n in sorted(self.done_numbers(style, "written"))]
-        extracted = [self.entry(style, "extracted", n) or {} for n in sorted(self.done_numbers(style, "extracted"))]
+        files = self.files(style)  # listed once, as this is asked at every look at a run
+        written, extracted, evaluated = (
+            [self.entry(style, step, number) or {} for number in sorted(_numbers_among(files, step))]
+            for step in ("written", "extracted", "evaluated")
+        )
         reduced = self.entry(style, "reduced", 0)
         reasons: dict[str, int] = {}
         for entry in [*written, *extracted, *([reduced] if reduced else [])]:
@@ -278,10 +280,10 @@ class Ledger:
             extracted=sum(entry["n_pairs"] for entry in extracted),
             failed=sum(reasons.values()),
             reasons=reasons,
-            spent_usd=sum(entry.get("cost_usd", 0.0) for entry in [*written, *self.judged(style)]),
+            spent_usd=sum(entry.get("cost_usd", 0.0) for entry in [*written, *evaluated]),
             message=result.get("message", "") if result else pause["message"] if pause else "",
             parts=len(self.spec.evaluation.parts) if self.spec.evaluation else 0,
-            evaluated=len(self.done_numbers(style, "evaluated")),
+            evaluated=len(evaluated),
             peak_memory_mib=max((entry.get("peak_memory_mib", 0) for entry in extracted), default=0),
         )
 
@@ -296,6 +298,12 @@ class Ledger:
 
     def _key(self, style: str, name: str) -> str:
         return f"{self.run_id}/{style}/{name}"
+
+
+def _numbers_among(files: Iterable[str], step: Step) -> set[int]:
+    """Of a style's files those of a step, by number."""
+    prefix = f"{step}-"
+    return {int(name[len(prefix) : -len(".json")]) for name in files if name.startswith(prefix)}
 
 
 def pause_state(pause: dict[str, Any]) -> str:

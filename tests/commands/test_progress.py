@@ -5,8 +5,9 @@ import re
 
 from rich.console import Console
 
-from factory.commands.progress import watch
+from factory.commands.progress import progress_of, watch
 from factory.steps.evaluate import give_up_evaluation
+from factory.store import Store
 from tests.evaluated import make_run
 
 
@@ -23,3 +24,13 @@ def test_without_a_terminal_a_run_is_told_in_plain_lines_as_it_moves(target_fold
     assert re.fullmatch(r"\[ +\d+ s\] step_by_step_reasoning: evaluating, .*", first)
     assert re.fullmatch(r"\[ +\d+ s\] step_by_step_reasoning: done, 6/6 pairs extracted", last)
     assert "\x1b" not in said.getvalue()
+
+
+def test_a_look_at_a_run_lists_the_folder_of_each_style_once(target_folder, tmp_path, store, monkeypatch):
+    ledger, _ = make_run(target_folder, tmp_path, store, ["step_by_step_reasoning"])
+    listed = []
+    names = Store.names
+    monkeypatch.setattr(Store, "names", lambda store, folder=None: listed.append(folder) or names(store, folder))
+    (state,) = progress_of(ledger, {})
+    assert (state.written, state.extracted, state.evaluated) == (6, 6, 0)
+    assert listed == [f"{ledger.run_id}/step_by_step_reasoning"]
