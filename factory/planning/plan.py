@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from factory.config import Settings, model_queue
-from factory.errors import ConfigError
+from factory.errors import ConfigError, LayerError
 from factory.files import shipped_file, today
 from factory.log import log
 from factory.pairs.dataset import dataset_path, load_dataset, load_questions
@@ -119,10 +119,10 @@ def plan_run(
     ``questions`` gives single styles their own; ``limit`` bounds the pairs a style.
 
     Raises:
-        ConfigError: unknown style, no questions, a damaged dataset, or a style that has neither
-            a dataset nor a key to write one.
+        ConfigError: unknown style, no questions, a damaged dataset, a style that has neither
+            a dataset nor a key to write one, or layers that the model does not have.
     """
-    check_layers(settings.extraction_config.target_layers, count_layers(settings.target_model))
+    _check_layers(settings)
     requests = [_request(settings, name, limit, (questions or {}).get(name)) for name in settings.styles]
     supplies = [_supply_of(settings, request, output) for request in requests]  # refuses before anything is written
     teacher = plan_teacher(settings)
@@ -163,6 +163,19 @@ def plan_run(
         date=today(),
     )
     return Plan(spec, batches, merge_repeats(supplies), asked)
+
+
+def _check_layers(settings: Settings) -> None:
+    """Refuse layers that the model does not have, as far as its files on this machine tell."""
+    n_layers = count_layers(settings.target_model)
+    check_layers(settings.extraction_config.target_layers, n_layers)
+    if not settings.output_config.generate_analysis_reports:
+        return
+    for layers in settings.evaluation.layer_sets:
+        try:
+            check_layers(layers, n_layers)
+        except LayerError as error:
+            raise LayerError(f"evaluation.layer_sets: {error}; name layers of this model, or 'all'") from None
 
 
 def merge_repeats(supplies: Sequence[Supply]) -> dict[str, str]:

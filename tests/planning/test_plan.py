@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.config import ExtractionSettings, Settings
+from factory.config import EvaluationSettings, ExtractionSettings, Settings
 from factory.errors import ConfigError, DatasetError, LayerError, UnknownStyle
 from factory.files import shipped_file
 from factory.pairs.dataset import format_dataset, load_pairs
@@ -15,6 +15,7 @@ from factory.planning.plan import plan_run, run_questions
 from factory.planning.specify import resolve_model
 from factory.run.artifacts import get_pairs
 from factory.store import Store
+from factory.target.download import count_layers
 from tests.conftest import STYLES
 
 STYLE = "step_by_step_reasoning"
@@ -178,3 +179,14 @@ def test_the_shipped_pairs_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for style in STYLES:
         assert len(load_pairs(shipped_file("datasets", f"{style}_pairs.jsonl"))) == 48
+
+
+@pytest.mark.parametrize(("layer_set", "said"), [("2-9", "the model has layers 0 to 3"), ("late", "expected 'all'")])
+def test_layer_sets_of_the_sweep_that_the_model_lacks_are_refused(store, tmp_path, target_folder, layer_set, said):
+    assert count_layers(str(target_folder)) == 4
+    given = settings(target_model=str(target_folder), extraction_config={"target_layers": "all"})
+    fitting = given.model_copy(update={"evaluation": EvaluationSettings(layer_sets=["all", "1-3"])})
+    assert plan_run(fitting, store, tmp_path).spec.evaluation.layer_sets == ("all", "1-3")
+    lacking = given.model_copy(update={"evaluation": EvaluationSettings(layer_sets=["all", layer_set])})
+    with pytest.raises(LayerError, match=rf"evaluation\.layer_sets: .*{said}"):
+        plan_run(lacking, store, tmp_path)
