@@ -95,11 +95,16 @@ class Target:
         return min(limits, key=lambda why: limits[why], default="nothing")
 
     def peak_memory_mib(self) -> float:
-        """The most memory that this process has used so far: on the GPU if the model is there, else its own."""
+        """The most memory that this process has used so far: on the GPU if the model is there, else its own.
+
+        0 where the system does not tell (Windows).
+        """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        import resource  # Unix alone has it
-
+        try:
+            import resource
+        except ImportError:  # Unix alone has it
+            return 0.0
         unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

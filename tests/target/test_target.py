@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -121,3 +122,9 @@ def test_a_worker_keeps_one_model_and_loads_more_of_it_only_when_asked(target_fo
     assert load(target_folder, 2) is whole
     assert load(qwen_folder, 1) is not whole
     assert load(target_folder, 2).n_layers == 2
+
+
+def test_where_the_system_does_not_tell_its_memory_a_model_works_all_the_same(target, monkeypatch):
+    assert target.peak_memory_mib() > 0
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows, which has no such module
+    assert target.peak_memory_mib() == 0
