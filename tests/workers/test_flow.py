@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 import torch
 import yaml
 
@@ -196,3 +197,52 @@ def test_a_style_that_cannot_be_made_fails_with_its_reasons_and_the_other_is_mad
     assert "4 of 4 pairs failed (4 x identical)" in made.out.replace("\n", " ")
     assert not (tmp_path / "out" / "steering_vectors" / f"{STYLE}.pt").exists()
     assert (tmp_path / "out" / "steering_vectors" / "creative_explorer.pt").is_file()
+
+
+def hand_over(old: redis.Redis, new: redis.Redis) -> None:
+    """Make ``old``, from which ``new`` copies, a replica of ``new``: what a managed broker does when it fails over."""
+    until(lambda: new.info("replication").get("master_link_status") == "up")
+    new.replicaof("no", "one")
+    old.replicaof("127.0.0.1", new.connection_pool.connection_kwargs["port"])
+    until(lambda: old.info("replication").get("master_link_status") == "up")
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_broker_that_is_a_read_only_replica_for_seconds_ends_no_worker(svf, config, tmp_path):
+    # Given workers on a broker with a replica, which know each other's password
+    with running_broker(tmp_path / "one") as url, running_broker(tmp_path / "two") as other:
+        ours, theirs = redis.Redis.from_url(url), redis.Redis.from_url(other)
+        ours.config_set("masterauth", theirs.connection_pool.connection_kwargs["password"])
+        theirs.config_set("masterauth", ours.connection_pool.connection_kwargs["password"])
+        theirs.replicaof("127.0.0.1", ours.connection_pool.connection_kwargs["port"])
+        environment = {
+            "FACTORY_BROKER_URL": url,
+            "FACTORY_CONFIG": str(config),
+            "FACTORY_STORE": str(tmp_path / "store"),
+            "FACTORY_GUARD_SECONDS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        with running_crew(["gpu", "reduce"], tmp_path / "workers", environment) as crew:
+            queues = ("_kombu.binding.gpu", "_kombu.binding.reduce")
+            until(lambda: ours.exists(*queues) == 2, 90)
+
+            # When the two change places, and back
+            hand_over(ours, theirs)
+            with pytest.raises(redis.ReadOnlyError):
+                ours.set("a", 1)
+            time.sleep(5)
+            hand_over(theirs, ours)
+
+            # Then the same workers make a run
+            sent = svf("enqueue", "--config", config, "--limit", 10, "--json", **environment)
+            run = json.loads(sent.out)["run"]
+            watched = svf("watch", run, "--config", config, "--output", "out", **environment)
+            assert watched.status == 0, watched.err
+            assert not any(member.died for member in crew.members)
