@@ -23,7 +23,7 @@ def write_step(ledger: Ledger, style: str, number: int, settings: Settings, brok
         TeacherBusy: the step must be tried again; replies that arrived are kept.
         RunPaused: the run waits for a person, as its ledger says from now on.
     """
-    if ledger.entry(style, "written", number):
+    if ledger.entry(style, "written", number) or ledger.entry(style, "extracted", number):  # done, or given up
         return
     require_going_on(ledger, style)
     part, spec = ledger.spec.style_run(style), ledger.spec.teacher

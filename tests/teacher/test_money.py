@@ -74,6 +74,15 @@ def test_an_account_s_error_pauses_the_run_and_costs_no_batch(store, tmp_path, b
     assert ledger.entry(NAME, "written", 0)["reasons"].get("bad_request") is None
 
 
+def test_nothing_is_asked_for_a_batch_that_was_given_up(store, tmp_path, broker, server):
+    ledger = run_of(store, tmp_path)
+    ledger.give_up(NAME, 0, "worker_died")
+    server.status = 402  # a call would pause the run
+    write_step(ledger, NAME, 0, SETTINGS, broker)
+    assert ledger.paused() is None
+    assert ledger.entry(NAME, "written", 0) is None
+
+
 def test_questions_that_no_answer_decided_are_asked_again(store, tmp_path, broker, server):
     ledger = run_of(store, tmp_path)
     server.status = 400
