@@ -11,18 +11,31 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 
 from tests.chaos.cluster import CALLS, Cluster
-from tests.chaos.faults import ALL, DUPLICATES, ENQUEUER, FAULTS, MIXED, TEACHER, TEACHER_KILLED, mixture
+from tests.chaos.faults import (
+    ALL,
+    DUPLICATES,
+    ENQUEUER,
+    EVALUATION_KILLED,
+    FAULTS,
+    GENERATE,
+    MIXED,
+    TEACHER,
+    TEACHER_KILLED,
+    mixture,
+)
+from tests.chaos.generate import generate_twice
 
 STYLES = {"step_by_step_reasoning": 48}  # pairs that exist
 WRITTEN = {"steps": 24}  # pairs that a teacher writes
-CALM, CALM_TEACHER = "none", "none, with a teacher"
+PLAIN, TAUGHT, EVALUATED = "plain", "taught", "evaluated"  # kinds of runs, each with its own reference
+CALM = {PLAIN: "none", TAUGHT: "none, with a teacher", EVALUATED: "none, with an evaluation"}
 FAILING = 0.3  # of a teacher's calls
-PATIENCE = 60.0  # s that a run gets to end by itself
+PATIENCE = 90.0  # s that a run gets to end by itself
 
 
 @dataclass
@@ -36,7 +49,8 @@ class Outcome:
     repaired: int = 0
     bodies: int = 0
     pairs_right: bool = False
-    teacher: bool = False
+    kind: str = PLAIN
+    left: list[str] = field(default_factory=list)  # of a killed svf generate
     paid_twice: int = 0
     paid_right: bool = True
     sha256: str = ""
@@ -47,11 +61,21 @@ class Outcome:
 def run_seed(fault: str, seed: int, folder: Path, target: Path) -> Outcome:
     rng = random.Random(f"{fault}:{seed}")
     cluster = Cluster(folder, target, rng)
-    teacher = fault in (TEACHER, TEACHER_KILLED, CALM_TEACHER) or (fault == MIXED and rng.random() < 0.3)
-    outcome = Outcome(fault, seed, teacher=teacher)
-    faults = mixture(rng, teacher=teacher) if fault == MIXED else [fault] if fault in FAULTS else []
+    kind = kind_of(fault, rng)
+    teacher = kind == TAUGHT
+    outcome = Outcome(fault, seed, kind=kind)
+    faults = [fault] if fault in FAULTS else []
+    if fault == MIXED:
+        faults = mixture(rng, teacher=teacher, evaluated=kind == EVALUATED)
     styles = WRITTEN if teacher else STYLES
     try:
+        if kind == EVALUATED:
+            cluster.evaluate()
+        started = time.monotonic()
+        if fault == GENERATE:
+            run_generate(cluster, outcome)
+            outcome.seconds = time.monotonic() - started
+            return outcome
         prepare(cluster, fault, styles, teacher=teacher)
         started = time.monotonic()
         dies = fault == ENQUEUER or (fault == MIXED and rng.random() < 0.2)
@@ -75,11 +99,33 @@ def run_seed(fault: str, seed: int, folder: Path, target: Path) -> Outcome:
     return outcome
 
 
+def kind_of(fault: str, rng: random.Random) -> str:
+    """What is run under a fault: pairs that exist, a teacher, or an evaluation at the end."""
+    if fault in (TEACHER, TEACHER_KILLED, CALM[TAUGHT]):
+        return TAUGHT
+    if fault in (EVALUATION_KILLED, CALM[EVALUATED]):
+        return EVALUATED
+    return rng.choices((TAUGHT, EVALUATED, PLAIN), (3, 3, 4))[0] if fault == MIXED else PLAIN
+
+
+def run_generate(cluster: Cluster, outcome: Outcome) -> None:
+    """A killed ``svf generate`` and the one after it: complete only if nothing of the first was left."""
+    ((style, pairs),) = STYLES.items()
+    cluster.write_dataset(style)
+    outcome.left, outcome.sha256 = generate_twice(cluster, style, pairs)
+    log = (cluster.folder / "steering_vector_generation.log").read_text(errors="replace")
+    made = [line for line in log.splitlines() if f" {pairs} pairs made" in line]
+    runs = {line.partition(" run=")[2].split()[0] for line in made}
+    outcome.pairs_right, outcome.bodies = bool(made), 1 + len(made) - len(runs)  # each run makes its vector once
+    outcome.completed = not outcome.left
+    outcome.error = f"left behind: {', '.join(outcome.left)}" if outcome.left else ""
+
+
 def prepare(cluster: Cluster, fault: str, styles: dict[str, int], *, teacher: bool) -> None:
     """Start everything but the run."""
     for style in styles:
         if teacher:
-            cluster.start_endpoint(style, 0.0 if fault == CALM_TEACHER else FAILING)
+            cluster.start_endpoint(style, 0.0 if fault == CALM[TAUGHT] else FAILING)
         else:
             cluster.write_dataset(style)
     if fault == DUPLICATES:
@@ -161,7 +207,7 @@ def run_all(work: list[tuple[str, int]], base: Path, target: Path, jobs: int) ->
     return [Outcome(**json.loads(path.read_text())) for path in sorted(base.glob("*.json"))]
 
 
-def table(outcomes: list[Outcome], references: dict[bool, Outcome]) -> list[dict[str, object]]:
+def table(outcomes: list[Outcome], references: dict[str, Outcome]) -> list[dict[str, object]]:
     rows = []
     for fault in [name for name in ALL if any(o.fault == name for o in outcomes)]:
         own = [o for o in outcomes if o.fault == fault]
@@ -174,10 +220,10 @@ def table(outcomes: list[Outcome], references: dict[bool, Outcome]) -> list[dict
                 "repaired": sum(o.repaired > 0 for o in own),
                 "body_once": sum(o.bodies == 1 for o in own),
                 "pairs_right": sum(o.pairs_right for o in own),
-                "bit_equal": sum(o.sha256 == references[o.teacher].sha256 for o in own),
+                "bit_equal": sum(o.sha256 == references[o.kind].sha256 for o in own),
                 "paid_right": sum(o.paid_right for o in own),
                 "paid_twice": sum(o.paid_twice for o in own),
-                "median_delay_s": round(statistics.median(o.seconds - references[o.teacher].seconds for o in own), 1),
+                "median_delay_s": round(statistics.median(o.seconds - references[o.kind].seconds for o in own), 1),
                 "errors": [f"seed {o.seed}: {o.error}" for o in own if o.error],
             }
         )
@@ -202,7 +248,7 @@ def main() -> int:
         make_target(target)
         os._exit(0)
     os.waitpid(pid, 0)
-    references = {teacher: calm_run(base, target, teacher=teacher) for teacher in (False, True)}
+    references = {kind: calm_run(base, target, kind) for kind in CALM}
     for reference in references.values():
         if not reference.completed:
             print(f"the run without faults did not complete: {reference}; files are in {base}", file=sys.stderr)
@@ -221,20 +267,20 @@ def main() -> int:
     return 1 if bad else 0
 
 
-def calm_run(base: Path, target: Path, *, teacher: bool) -> Outcome:
+def calm_run(base: Path, target: Path, kind: str) -> Outcome:
     """The run without a fault, in a process of its own."""
-    name = "calm-teacher" if teacher else "calm"
+    name = f"calm-{kind}"
     folder, found = base / name, base / f"{name}.reference"
     folder.mkdir()
     if (pid := os.fork()) == 0:
-        outcome = run_seed(CALM_TEACHER if teacher else CALM, 0, folder, target)
+        outcome = run_seed(CALM[kind], 0, folder, target)
         found.write_text(json.dumps(asdict(outcome)))
         os._exit(0)
     os.waitpid(pid, 0)
     return Outcome(**json.loads(found.read_text()))
 
 
-def show(rows: list[dict[str, object]], references: dict[bool, Outcome]) -> None:
+def show(rows: list[dict[str, object]], references: dict[str, Outcome]) -> None:
     names = [name for name in rows[0] if name != "errors"]
     print("| " + " | ".join(name.replace("_", " ") for name in names) + " |")
     print("|" + "---|" * len(names))

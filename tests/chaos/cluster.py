@@ -73,6 +73,17 @@ class Cluster:
         own.parent.mkdir(parents=True)
         own.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "batch"}) + "\n" for line in lines))
 
+    def evaluate(self) -> None:
+        """Let the run end with an evaluation: nine parts, each of a few short answers."""
+        self.settings |= {
+            "OUTPUT_CONFIG__GENERATE_ANALYSIS_REPORTS": "true",
+            "EVALUATION__LIMIT": "4",
+            "EVALUATION__CHOICE_LIMIT": "3",
+            "EVALUATION__PROBE_LIMIT": "2",
+            "EVALUATION__CELLS": "2",
+            "EVALUATION__MAX_NEW_TOKENS": "8",
+        }
+
     # ---- the teacher's endpoint
 
     def start_endpoint(self, style: str, fail: float) -> None:

@@ -157,16 +157,47 @@ def kill_teacher(cluster: Cluster) -> None:
     cluster.start_worker("teacher")
 
 
-# Three faults are a matter of how the run is started; see __main__.
+EVALUATION_KILLED = "gpu worker killed before a part is noted"
+
+
+@fault(EVALUATION_KILLED)
+def kill_evaluation(cluster: Cluster) -> None:
+    """Both gpu workers die with a part of the evaluation done and not yet written down."""
+    number = cluster.rng.randint(0, 2)
+
+    def sabotage() -> None:
+        from factory.run.ledger import Ledger
+
+        count, plain = [0], Ledger.record
+
+        def record(self: Ledger, style: str, step: str, *rest: object, **named: object) -> None:
+            if step == "evaluated":
+                if count[0] == number:
+                    os.kill(os.getpid(), KILL)
+                count[0] += 1
+            plain(self, style, step, *rest, **named)
+
+        Ledger.record = record
+
+    _restart_with(cluster, sabotage)
+
+
+# These faults are a matter of how the run is started; see __main__.
 DUPLICATES = "duplicates (visibility below task time)"
 ENQUEUER = "enqueuer SIGKILL while sending"
 TEACHER = "teacher faults, 30 %"
+GENERATE = "svf generate SIGKILL"
 MIXED = "mixed"
-ALL = [*FAULTS, DUPLICATES, ENQUEUER, TEACHER, MIXED]
+ALL = [*FAULTS, DUPLICATES, ENQUEUER, TEACHER, GENERATE, MIXED]
 
 
-def mixture(rng: random.Random, *, teacher: bool) -> list[str]:
-    """Two or three faults, one after the other; ``teacher``: there is one whose worker can die."""
-    left_out = {"broker SIGKILL, 15 s"} | (set() if teacher else {TEACHER_KILLED})
+def mixture(rng: random.Random, *, teacher: bool, evaluated: bool) -> list[str]:
+    """Two or three faults, one after the other; ``teacher``, ``evaluated``: whose worker can die at that."""
+    left_out = {"broker SIGKILL, 15 s"}
+    left_out |= set() if teacher else {TEACHER_KILLED}
+    left_out |= set() if evaluated else {EVALUATION_KILLED}
     names = [name for name in FAULTS if name not in left_out]
-    return rng.sample(names, rng.randint(2, 3))
+    chosen = rng.sample(names, rng.randint(2, 3))
+    if evaluated and EVALUATION_KILLED not in chosen:  # every evaluation meets its own fault
+        chosen[0] = EVALUATION_KILLED
+    return chosen

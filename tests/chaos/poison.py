@@ -1,4 +1,7 @@
-"""One batch kills its worker each time: ``python -m tests.chaos.poison`` says what became of the run."""
+"""One task kills its worker each time: ``python -m tests.chaos.poison KIND`` says what became of the run.
+
+KIND: ``batch``, or ``evaluation`` for a part of that.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,37 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.chaos.__main__ import STYLES, make_target, preload
 from tests.chaos.cluster import Cluster
 
+STEPS = {"batch": "extract_step", "evaluation": "evaluate_step"}  # of workers.gpu
 
-def poison(deaths: Path):
-    """Make batch 2 deadly."""
+
+def poison(deaths: Path, step: str) -> Callable[[], None]:
+    """Make number 2 of ``step`` deadly."""
 
     def sabotage() -> None:
         import workers.gpu
 
-        step = workers.gpu.extract_step
+        plain = getattr(workers.gpu, step)
 
-        def deadly(ledger: object, style: str, number: int, settings: object) -> None:
+        def deadly(ledger: object, style: str, number: int, *rest: object, **named: object) -> None:
             if number == 2:
                 with deaths.open("a") as file:
                     file.write("x")
                 os.kill(os.getpid(), signal.SIGKILL)
-            step(ledger, style, number, settings)
+            plain(ledger, style, number, *rest, **named)
 
-        workers.gpu.extract_step = deadly
+        setattr(workers.gpu, step, deadly)
 
     return sabotage
 
 
 def main() -> int:
+    kind = sys.argv[1]
     preload()
     with tempfile.TemporaryDirectory(prefix="svf-poison-", ignore_cleanup_errors=True) as base:
         target, folder = Path(base) / "target", Path(base) / "run"
@@ -46,27 +53,33 @@ def main() -> int:
         os.waitpid(pid, 0)
         cluster = Cluster(folder, target, random.Random(0))
         deaths = folder / "deaths"
+        deadly = poison(deaths, STEPS[kind])
+        if kind == "evaluation":
+            cluster.evaluate()
         try:
             for style in STYLES:
                 cluster.write_dataset(style)
             cluster.start_broker()
             cluster.start_worker("reduce")
-            cluster.start_worker("gpu1", poison(deaths))
+            cluster.start_worker("gpu1", deadly)
             cluster.reap(cluster.enqueue(STYLES))
             deadline = time.monotonic() + 150
             while not cluster.ended(STYLES) and time.monotonic() < deadline:
                 if os.waitpid(cluster.workers["gpu1"], os.WNOHANG)[0]:
-                    cluster.start_worker("gpu1", poison(deaths))
+                    cluster.start_worker("gpu1", deadly)
                 time.sleep(0.2)
             (style,) = STYLES
             ledger = cluster.ledger()
             result, progress = ledger.result(style) or {"state": "hangs"}, ledger.progress(style)
+            from factory.config import OutputSettings
+            from factory.run.export import export_style
             from factory.vector.vector import SteeringVector
 
-            vector = ledger.store.read(ledger.vector_key(style)) if result["state"] == "done" else None
-            if vector:
-                (folder / "vector.pt").write_bytes(vector)
-            failed = SteeringVector.load(folder / "vector.pt").metadata["pairs_failed"] if vector else None
+            failed = None
+            if result["state"] == "done":
+                words = ledger.spec.style_run(style).style
+                exported = export_style(ledger, words, folder / "out", OutputSettings())
+                failed = SteeringVector.load(exported).metadata["pairs_failed"]
         finally:
             cluster.stop()
         found = {
@@ -75,6 +88,7 @@ def main() -> int:
             "extracted": progress.extracted,
             "reasons": progress.reasons,
             "pairs_failed": failed,
+            "evaluation": result.get("message"),
         }
         print(json.dumps(found))
     return 0
