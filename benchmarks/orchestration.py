@@ -41,20 +41,21 @@ def fixed_differences() -> None:
     import workers.gpu
     from factory.extraction.extract import Differences
     from factory.run.artifacts import put_differences
+    from factory.run.entries import Extracted
 
     key = "batches/fixed.safetensors"
     known: set[str] = set()
     config = {"target_layers": list(range(8, 16)), "dtype": "float32", "model_revision": "fixed", "recipe": "fewshot"}
 
-    def extract(ledger, style, number, settings) -> None:
-        if ledger.entry(style, "extracted", number):
+    def extract(page, number, settings) -> None:
+        if page.extracted(number):
             return
-        if ledger.store.url not in known:
+        if page.store.url not in known:
             tensor = torch.arange(16 * 8 * 4 * 128, dtype=torch.float32).reshape(16, *SHAPE) / 1000
-            put_differences(ledger.store, key, Differences([f"p{n}" for n in range(16)], tensor, tensor.clone()))
-            known.add(ledger.store.url)
-        entry = {"key": key, "n_pairs": ledger.batches(style)[number].n_pairs, "reasons": {}, "config": config}
-        ledger.record(style, "extracted", number, entry)
+            put_differences(page.store, key, Differences([f"p{n}" for n in range(16)], tensor, tensor.clone()))
+            known.add(page.store.url)
+        entry = Extracted(key=key, n_pairs=page.batches[number].n_pairs, reasons={}, config=config)
+        page.record("extracted", number, entry)
 
     workers.gpu.extract_step = extract
 
@@ -123,9 +124,11 @@ def run_factory(cluster, count: int) -> dict[str, float]:
     while not cluster.ended({STYLE: count}):
         time.sleep(0.2)
     figures["total_s"] = time.perf_counter() - started
+    from factory.run.progress import progress_of
+
     ledger = cluster.ledger()
-    result = ledger.result(STYLE)
-    if result["state"] != "done" or ledger.progress(STYLE).extracted != count:
+    result = ledger.of(STYLE).result
+    if result.state != "done" or progress_of(ledger.of(STYLE)).extracted != count:
         sys.exit(f"the run is not whole: {result}")
     files = Path(cluster.store_url) / ledger.run_id / STYLE
     last = max(path.stat().st_mtime for path in files.glob("extracted-*.json"))

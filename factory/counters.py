@@ -8,7 +8,8 @@ from functools import lru_cache
 import redis
 
 REPAIRS = "svf:repairs"  # Redis hash: kind of repair -> count
-LOCK = "svf:guard"
+LOCK = "svf:guard"  # who looks after the runs
+SENDING = "svf:sending"  # and a run: someone sends its messages just now
 TROUBLE = "svf:teacher"  # Redis hash: kind of trouble -> count
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from factory.config import EvaluationSettings, Settings
 from factory.planning.plan import plan_run
-from factory.run.ledger import Ledger, missing_parts
+from factory.run.ledger import Ledger
 from factory.steps.evaluate import conclude_step, evaluate_step
 from factory.steps.extract import extract_step
 from factory.steps.reduce import reduce_step
@@ -35,21 +35,21 @@ def make_run(
     ledger = Ledger(store, plan.spec.run_id)
     ledger.create(plan.spec, plan.batches)
     for style in styles:
-        for number in ledger.missing_numbers(style):
-            extract_step(ledger, style, number, settings)
-        reduce_step(ledger, style)
+        for number in ledger.of(style).missing_numbers():
+            extract_step(ledger.of(style), number, settings)
+        reduce_step(ledger.of(style))
     return ledger, settings
 
 
 def do_evaluation(ledger: Ledger, style: str, settings: Settings) -> None:
     """Every part of a style's evaluation that is missing."""
     for checks in (False, True):
-        for number in missing_parts(ledger, style, checks=checks):
-            evaluate_step(ledger, style, number, settings)
+        for number in ledger.of(style).missing_parts(checks=checks):
+            evaluate_step(ledger.of(style), number, settings)
 
 
 def finish_run(ledger: Ledger, settings: Settings) -> None:
     """Evaluate every style and write the verdicts."""
     for style in settings.styles:
         do_evaluation(ledger, style, settings)
-        conclude_step(ledger, style)
+        conclude_step(ledger.of(style))

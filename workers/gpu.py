@@ -9,7 +9,7 @@ from celery import Task, shared_task
 from factory.config import Settings
 from factory.errors import StyleEnded, TeacherBusy
 from factory.log import log
-from factory.run.ledger import Ledger
+from factory.run.ledger import Page
 from factory.steps.evaluate import evaluate_step, give_up_evaluation
 from factory.steps.extract import extract_step
 from workers.flow.task import LONGEST_TROUBLE, come_back, run_batch, run_guarded
@@ -29,14 +29,12 @@ def evaluate_part(task: Task, run: str, style: str, number: int, failing_since: 
     """
     since = failing_since or time.time()
 
-    def examine(ledger: Ledger, settings: Settings) -> None:
+    def examine(page: Page, settings: Settings) -> None:
         patient = time.time() - since < LONGEST_TROUBLE
-        evaluate_step(ledger, style, number, settings, str(task.app.conf.broker_url), patient=patient)
+        evaluate_step(page, number, settings, str(task.app.conf.broker_url), patient=patient)
 
     try:
-        run_guarded(
-            task, run, style, examine, lambda ledger, reason: give_up_evaluation(ledger, style, reason), number=number
-        )
+        run_guarded(task, run, style, examine, give_up_evaluation, number=number)
     except StyleEnded:
         log.info("part %d: its style ended while its judge was asked", number)
     except TeacherBusy as error:

@@ -10,7 +10,8 @@ from redis.exceptions import RedisError
 
 from factory.config import Settings
 from factory.log import log
-from factory.run.ledger import Ledger, missing_parts
+from factory.run.entries import Ended
+from factory.run.ledger import Page
 from factory.steps.evaluate import conclude_step, give_up_evaluation
 from factory.steps.reduce import reduce_step
 from workers.flow.chord import Chord, send_chord
@@ -24,50 +25,50 @@ PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError)
 def reduce_vector(task: Task, results: list[None], run: str, style: str) -> None:
     """Average a style's differences into its vector. ``results`` say only that the header is done."""
 
-    def reduce(ledger: Ledger, _: Settings) -> None:
-        reduce_step(ledger, style)
-        if ledger.spec.evaluation and not ledger.result(style):
+    def reduce(page: Page, _: Settings) -> None:
+        reduce_step(page)
+        if page.ledger.spec.evaluation and not page.result:
             body = check_choice.s(run, style).on_error(report_failure.s(run=run, style=style))
-            _send_parts(ledger, style, body, checks=False)
+            _send_parts(page, body, checks=False)
 
-    run_guarded(task, run, style, reduce, lambda ledger, reason: _end_badly(ledger, style, reason))
+    run_guarded(task, run, style, reduce, _end_badly)
 
 
 @shared_task(bind=True)
 def check_choice(task: Task, results: list[None], run: str, style: str) -> None:
     """After the sweep of a style's settings, measure the one that was chosen."""
 
-    def check(ledger: Ledger, _: Settings) -> None:
+    def check(page: Page, _: Settings) -> None:
         body = conclude_evaluation.s(run, style).on_error(report_failure.s(run=run, style=style))
-        _send_parts(ledger, style, body, checks=True)
+        _send_parts(page, body, checks=True)
 
-    run_guarded(task, run, style, check, lambda ledger, reason: _end_badly(ledger, style, reason))
+    run_guarded(task, run, style, check, _end_badly)
 
 
 @shared_task(bind=True)
 def conclude_evaluation(task: Task, results: list[None], run: str, style: str) -> None:
     """Write a style's verdict into its vector."""
 
-    def conclude(ledger: Ledger, _: Settings) -> None:
-        conclude_step(ledger, style)
+    def conclude(page: Page, _: Settings) -> None:
+        conclude_step(page)
 
-    run_guarded(task, run, style, conclude, lambda ledger, reason: _end_badly(ledger, style, reason))
+    run_guarded(task, run, style, conclude, _end_badly)
 
 
-def _end_badly(ledger: Ledger, style: str, reason: str) -> None:
+def _end_badly(page: Page, reason: str) -> None:
     """End a style for ``reason``: with its vector, if there is one, else as failed."""
-    give_up_evaluation(ledger, style, reason)
-    if not ledger.result(style):
-        ledger.finish(style, {"state": "failed", "message": reason})
+    give_up_evaluation(page, reason)
+    if not page.result:
+        page.finish(Ended(state="failed", message=reason))
 
 
-def _send_parts(ledger: Ledger, style: str, body: Signature, *, checks: bool) -> None:
+def _send_parts(page: Page, body: Signature, *, checks: bool) -> None:
     """Send the parts of an evaluation that are still to do, with ``body`` behind them."""
-    numbers = missing_parts(ledger, style, checks=checks)
-    queue = ledger.spec.gpu_queue
-    header = [evaluate_part.si(ledger.run_id, style, number).set(queue=queue) for number in numbers]
-    name, ends_with = ("checks", "result.json") if checks else ("sweep", "chord-checks.json")
-    send_chord(ledger, style, Chord(name, header, body, ends_with))
+    numbers = page.missing_parts(checks=checks)
+    queue = page.ledger.spec.gpu_queue
+    header = [evaluate_part.si(page.ledger.run_id, page.name, number).set(queue=queue) for number in numbers]
+    chord = Chord("checks", header, body) if checks else Chord("sweep", header, body, before="checks")
+    send_chord(page, chord)
 
 
 def _is_final(failed: AsyncResult) -> bool:
@@ -83,11 +84,10 @@ def _is_final(failed: AsyncResult) -> bool:
 @shared_task(bind=True)
 def report_failure(task: Task, task_id: str, *, run: str, style: str) -> None:
     """Write down that a style failed, or that only its evaluation did. Takes the failed task's id alone."""
-    with step_of(task, run, style) as (ledger, _):
+    with step_of(task, run, style) as (page, _):
         failed = AsyncResult(task_id, app=task.app)
         if not _is_final(failed):
             log.warning("task %s: the guard looks after what it left (%s)", task_id, failed.state)
             return
-        if not ledger.result(style):
-            reason = " ".join(str(failed.result).split())[:500]
-            _end_badly(ledger, style, reason)
+        if not page.result:
+            _end_badly(page, " ".join(str(failed.result).split())[:500])

@@ -11,7 +11,7 @@ from celery.exceptions import Ignore
 from factory.config import Settings
 from factory.counters import TROUBLE
 from factory.errors import RunPaused, TeacherBusy, TeacherPaced
-from factory.run.ledger import Ledger
+from factory.run.ledger import Page
 from factory.run.pause import pause_run
 from factory.steps.write import write_step
 from workers.flow.task import LONGEST_TROUBLE, come_back, run_batch, step_of
@@ -24,8 +24,8 @@ def write_pairs(task: Task, run: str, style: str, number: int, failing_since: fl
     ``failing_since``: when the errors began that this task has met at every try (Unix time).
     """
 
-    def write(ledger: Ledger, style: str, number: int, settings: Settings) -> None:
-        write_step(ledger, style, number, settings, str(task.app.conf.broker_url))
+    def write(page: Page, number: int, settings: Settings) -> None:
+        write_step(page, number, settings, str(task.app.conf.broker_url))
 
     try:
         run_batch(task, run, style, number, write)
@@ -37,8 +37,10 @@ def write_pairs(task: Task, run: str, style: str, number: int, failing_since: fl
         since = failing_since or time.time()
         trouble = time.time() - since
         if trouble > LONGEST_TROUBLE:
-            with step_of(task, run, style) as (ledger, _):
-                pause_run(ledger, "deadline", f"no call of a batch succeeded for {trouble / 60:.0f} minutes: {error}")
+            with step_of(task, run, style) as (page, _):
+                pause_run(
+                    page.ledger, "deadline", f"no call of a batch succeeded for {trouble / 60:.0f} minutes: {error}"
+                )
             raise Ignore from None
         # Twice as long in trouble, twice as long until the next try; the jitter keeps workers apart.
         wait = max(1.0, min(trouble, 60.0)) * random.uniform(0.5, 1.0)

@@ -38,7 +38,7 @@ def queue_names(client: Any) -> list[str]:
     return [*QUEUES, *sorted(found)]
 
 
-def depth_of(client: Any, queue: str) -> QueueDepth:
+def queue_depth(client: Any, queue: str) -> QueueDepth:
     """How deep a queue is."""
     keys = [queue + suffix for suffix in PRIORITIES]
     waiting = sum(int(client.llen(key)) for key in keys)

@@ -19,14 +19,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from factory.cluster.broker import UNACKED, UNACKED_INDEX, connect, depth_of, queue_names
+from factory.cluster.broker import UNACKED, UNACKED_INDEX, connect, queue_depth, queue_names
+from factory.counters import REPAIRS, TROUBLE
 from factory.errors import StoreError
-from factory.run.ledger import OPEN, Ledger
+from factory.run.ledger import Ledger, Page, open_runs
+from factory.run.progress import progress_of
 from factory.store import Store
 
-# Redis hashes of counts, and their kinds: each is shown from 0 on, or its first event would be no increase.
-REPAIRS, REPAIR_KINDS = "svf:repairs", ("sent_again", "body")
-TROUBLE, TROUBLE_KINDS = "svf:teacher", ("rate_limited", "error")
+# Kinds of what is counted: each is shown from 0 on, or its first event would be no increase.
+REPAIR_KINDS = ("sent_again", "body")
+TROUBLE_KINDS = ("rate_limited", "error")
 
 
 class ClusterFigures(Collector):
@@ -58,7 +60,7 @@ class ClusterFigures(Collector):
     def _broker(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("svf_queue_messages", "Messages that wait", labels=["queue"])
         age = GaugeMetricFamily("svf_queue_oldest_seconds", "Age of the oldest message that waits", labels=["queue"])
-        for depth in (depth_of(self.client, name) for name in queue_names(self.client)):
+        for depth in (queue_depth(self.client, name) for name in queue_names(self.client)):
             waiting.add_metric([depth.name], depth.waiting)
             age.add_metric([depth.name], time.time() - depth.oldest_sent_at if depth.oldest_sent_at else 0)
         yield waiting
@@ -78,8 +80,7 @@ class ClusterFigures(Collector):
 
     def _runs(self) -> Iterator[Metric]:
         """Figures of runs that have not ended: those of old runs would be series for ever."""
-        names = [name.removesuffix(".json") for name in self.store.names(OPEN)]
-        self._ledgers = {name: self._ledgers.get(name) or Ledger(self.store, name) for name in names}
+        self._ledgers = {ledger.run_id: self._ledgers.get(ledger.run_id, ledger) for ledger in open_runs(self.store)}
         pairs = GaugeMetricFamily("svf_pairs", "Pairs by how far they are", labels=["run", "style", "state"])
         cost = GaugeMetricFamily("svf_cost_usd", "What the teacher has cost", labels=["run", "style"])
         about_tokens = "Tokens of the calls that were paid for the batches written so far"
@@ -87,25 +88,23 @@ class ClusterFigures(Collector):
         peak = GaugeMetricFamily("svf_target_peak_bytes", "Most memory that a batch took", labels=["run", "style"])
         open_chords = 0
         for name, ledger in self._ledgers.items():
-            for part in ledger.spec.styles:
-                style = part.style.name
-                progress = ledger.progress(style)
+            for page in ledger.pages:
+                style, progress = page.name, progress_of(page)
                 for state in ("pairs", "written", "extracted", "failed"):
                     pairs.add_metric([name, style, "asked" if state == "pairs" else state], getattr(progress, state))
                 cost.add_metric([name, style], progress.spent_usd)
-                for kind, count in _tokens_of(ledger, style).items():
+                for kind, count in _tokens_of(page).items():
                     tokens.add_metric([name, style, kind], count)
                 peak.add_metric([name, style], progress.peak_memory_mib * 2**20)
                 open_chords += progress.state in ("waiting", "running")
         yield from (pairs, cost, tokens, peak)
-        yield _gauge("svf_open_runs", "Runs that have not ended", len(names))
+        yield _gauge("svf_open_runs", "Runs that have not ended", len(self._ledgers))
         yield _gauge("svf_open_chords", "Styles whose chord has not ended", open_chords)
 
 
-def _tokens_of(ledger: Ledger, style: str) -> dict[str, int]:
+def _tokens_of(page: Page) -> dict[str, int]:
     """Tokens that the teacher read and wrote for a style, by calls that this run paid."""
-    entries = [ledger.entry(style, "written", number) or {} for number in ledger.done_numbers(style, "written")]
-    paid = [entry.get("paid_tokens", {}) for entry in entries]
+    paid = [entry.paid_tokens for entry in page.all_written()]
     return {kind: sum(tokens.get(kind, 0) for tokens in paid) for kind in ("input", "output")}
 
 

@@ -20,7 +20,8 @@ from factory.commands.progress import watch
 from factory.commands.report import finish_with_report
 from factory.errors import FactoryError
 from factory.log import log, start_logging
-from factory.run.ledger import Ledger, StyleProgress
+from factory.run.ledger import Ledger
+from factory.run.progress import StyleProgress, progress_of
 
 LOG_FILE = "steering_vector_generation.log"
 
@@ -77,7 +78,7 @@ def _watch_here(
 
 def _work_done(ledger: Ledger) -> int:
     """A count that grows with every batch and part that is done."""
-    states = [ledger.progress(part.style.name) for part in ledger.spec.styles]
+    states = [progress_of(page) for page in ledger.pages]
     return sum(state.written + state.extracted + state.evaluated for state in states)
 
 
@@ -100,7 +101,7 @@ def _interrupt(*_: Any) -> None:
 def _export_what_is_done(job: Job, ledger: Ledger, console: Console) -> None:
     """The outputs of finished styles, on the way out for another reason, which stays the one that is told."""
     with suppress(FactoryError, OSError):  # the run may not even have been written down
-        states = [ledger.progress(part.style.name) for part in ledger.spec.styles]
+        states = [progress_of(page) for page in ledger.pages]
         _export(job, ledger, [state for state in states if state.state == "done"], console)
 
 

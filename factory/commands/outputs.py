@@ -11,7 +11,8 @@ from rich.text import Text
 from factory.commands.options import Job
 from factory.commands.progress import HELD
 from factory.run.export import export_style
-from factory.run.ledger import Ledger, StyleProgress
+from factory.run.ledger import Ledger
+from factory.run.progress import StyleProgress
 
 
 def _export(job: Job, ledger: Ledger, states: list[StyleProgress], console: Console) -> None:
@@ -19,7 +20,7 @@ def _export(job: Job, ledger: Ledger, states: list[StyleProgress], console: Cons
     pause = ledger.paused()
     if pause and any(state.state in HELD for state in states):
         where = "" if job.output == Path() else f" --output {job.output}"
-        after = f" after ${pause['spent_usd']:.4f}: {pause['message']}"
+        after = f" after ${pause.spent_usd:.4f}: {pause.message}"
         console.print(Text.assemble(("paused", "yellow"), after), soft_wrap=True)
         console.print(Text(f"to go on on this machine: svf resume {ledger.run_id} --here{where}"), soft_wrap=True)
     for state in states:
@@ -27,8 +28,7 @@ def _export(job: Job, ledger: Ledger, states: list[StyleProgress], console: Cons
             console.print(Text.assemble((state.style, "red"), f": {state.message}"), soft_wrap=True)
         if state.state != "done":
             continue
-        style = ledger.spec.style_run(state.style).style
-        path = export_style(ledger, style, job.output, job.settings.output_config)
+        path = export_style(ledger.of(state.style), job.output, job.settings.output_config)
         console.print(Text.assemble((state.style, "green"), f": {state.extracted} pairs -> {path}"), soft_wrap=True)
 
 
@@ -39,8 +39,7 @@ def finish(job: Job, ledger: Ledger, states: list[StyleProgress]) -> int:
     for state in states:
         if state.state != "done":
             continue
-        style = ledger.spec.style_run(state.style).style
-        path = export_style(ledger, style, job.output, job.settings.output_config)
+        path = export_style(ledger.of(state.style), job.output, job.settings.output_config)
         click.echo(f"{state.style}: {state.extracted} pairs -> {path}")
     return 0 if all(state.state == "done" for state in states) else 1
 

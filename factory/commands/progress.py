@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from factory.run.ledger import Ledger, StyleProgress, pause_state
+from factory.run.entries import Pause
+from factory.run.ledger import Ledger
+from factory.run.progress import StyleProgress, progress_of
 from factory.teacher.spending import Paid
 
 POLL = 0.5  # s
@@ -29,9 +30,9 @@ def nothing_known() -> Mapping[str, Paid]:
     return {}
 
 
-def progress_of(ledger: Ledger, paid: Mapping[str, Paid]) -> list[StyleProgress]:
+def progress_of_run(ledger: Ledger, paid: Mapping[str, Paid]) -> list[StyleProgress]:
     """How far each style is; ``paid`` may know of calls in batches that are not written yet."""
-    states = [ledger.progress(part.style.name) for part in ledger.spec.styles]
+    states = [progress_of(page) for page in ledger.pages]
     counted = {style: calls.usd for style, calls in paid.items()}
     return [replace(state, spent_usd=max(state.spent_usd, counted.get(state.style, 0.0))) for state in states]
 
@@ -60,7 +61,7 @@ def watch(
         while True:
             check()
             paid = meters()
-            states = progress_of(ledger, paid)
+            states = progress_of_run(ledger, paid)
             for state in states:
                 calls = paid[state.style].calls if state.style in paid else 0
                 _show(bars, rows[state.style], state, calls)
@@ -77,7 +78,7 @@ def _watch_in_lines(ledger: Ledger, console: Console, check: Callable[[], None],
     while True:
         check()
         paid = meters()
-        states = progress_of(ledger, paid)
+        states = progress_of_run(ledger, paid)
         due = time.monotonic() - last >= SAID_EVERY
         for state in states:
             calls = paid[state.style].calls if state.style in paid else 0
@@ -126,20 +127,20 @@ def describe_progress(state: StyleProgress, calls: int = 0) -> str:
 
 def snapshot(ledger: Ledger, meters: Meters = nothing_known) -> dict[str, object]:
     """A run's progress as plain data, for ``svf status --json``."""
-    states = progress_of(ledger, meters())
+    states = progress_of_run(ledger, meters())
     pause = ledger.paused()
     return {
         "run": ledger.run_id,
         "state": _run_state(states, pause),
-        "message": pause["message"] if pause else "",
-        "spent_usd": max(sum(state.spent_usd for state in states), pause["spent_usd"] if pause else 0.0),
+        "message": pause.message if pause else "",
+        "spent_usd": max(sum(state.spent_usd for state in states), pause.spent_usd if pause else 0.0),
         "max_cost_usd": ledger.max_cost_usd,
         "target_model": ledger.spec.extraction.target_model,
         "styles": [asdict(state) for state in states],
     }
 
 
-def _run_state(states: list[StyleProgress], pause: dict[str, Any] | None) -> str:
+def _run_state(states: list[StyleProgress], pause: Pause | None) -> str:
     if all(state.state in ENDED for state in states):
         return "failed" if any(state.state == "failed" for state in states) else "done"
-    return pause_state(pause) if pause else "running"
+    return pause.state if pause else "running"

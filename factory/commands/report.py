@@ -34,26 +34,26 @@ def finish_with_report(ledger: Ledger, console: Console) -> None:
     """At the end of a run: what was measured of each style, examples, and where the page lies."""
     from factory.report.page import write_report
 
-    page = write_report(ledger)  # before anything is shown: what the terminal cannot do costs no report
-    for part in ledger.spec.styles:
-        result = ledger.result(part.style.name) or {}
-        if result.get("message"):
-            console.print(Text.assemble((part.style.name, "yellow"), f": {result['message']}"), soft_wrap=True)
-        elif "verdict" in result:
-            shares = f"{result['steered']:.0%} of answers in the style, {result['unsteered']:.0%} unsteered"
-            verdict = f": {result['verdict']} ({shares}, {result['setting']})"
-            console.print(Text.assemble((part.style.name, "bold"), verdict))
+    written = write_report(ledger)  # before anything is shown: what the terminal cannot do costs no report
+    for page in ledger.pages:
+        result = page.result
+        if result and result.message:
+            console.print(Text.assemble((page.name, "yellow"), f": {result.message}"), soft_wrap=True)
+        elif result and result.verdict:
+            shares = f"{result.steered:.0%} of answers in the style, {result.unsteered:.0%} unsteered"
+            verdict = f": {result.verdict} ({shares}, {result.setting})"
+            console.print(Text.assemble((page.name, "bold"), verdict))
     show_examples(ledger, console)
-    console.print(Text(f"\nreport: {page}"), soft_wrap=True)
+    console.print(Text(f"\nreport: {written}"), soft_wrap=True)
 
 
 def show_examples(ledger: Ledger, console: Console) -> None:
     """An unsteered and a steered answer of each evaluated style, side by side (three where there is one style)."""
     from factory.report.page import examples
 
-    styles = [part.style for part in ledger.spec.styles if ledger.result(part.style.name)]
-    for style in styles:
-        for row in examples(ledger, style, count=max(1, 3 // len(styles))):
+    ended = [page for page in ledger.pages if page.result]
+    for page in ended:
+        for row in examples(page, count=max(1, 3 // len(ended))):
             answers = {name: row["answers"][name] for name in ("unsteered", "steered")}
             grid = Table.grid(expand=True, padding=(0, 1))
             for _ in answers:
@@ -61,7 +61,7 @@ def show_examples(ledger: Ledger, console: Console) -> None:
             titles = [f"{name}, {answer['markers']} markers" for name, answer in answers.items()]
             texts = [Text(_shortened(answer["text"])) for answer in answers.values()]
             grid.add_row(*(Panel(text, title=title) for title, text in zip(titles, texts, strict=True)))
-            console.print(Text.assemble("\n", (style.name, "bold"), f": {row['question']}"), grid)
+            console.print(Text.assemble("\n", (page.name, "bold"), f": {row['question']}"), grid)
 
 
 def _shortened(text: str) -> str:

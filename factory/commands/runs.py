@@ -17,7 +17,7 @@ from rich.table import Table
 from factory.commands.ledgers import find_ledger, paid_calls, use_broker
 from factory.commands.options import Job, config_option, job_options, json_option, open_job, output_option
 from factory.commands.outputs import finish
-from factory.commands.progress import progress_of, snapshot
+from factory.commands.progress import progress_of_run, snapshot
 from factory.commands.progress import watch as watch_run
 from factory.config import load_configuration
 from factory.errors import ConfigError
@@ -122,7 +122,7 @@ def status(run: str | None, config_file: Path | None, output: Path, as_json: boo
         click.echo(json.dumps(shot))
         return 0
     table = Table("style", "state", "pairs", "written", "extracted", "failed", "spent", box=None, pad_edge=False)
-    for state in progress_of(ledger, meters()):
+    for state in progress_of_run(ledger, meters()):
         figures = (state.pairs, state.written, state.extracted, state.failed)
         table.add_row(state.style, state.state, *map(str, figures), f"${state.spent_usd:.4f}")
     Console(highlight=False).print(f"run {ledger.run_id}: {shot['state']}, ${shot['spent_usd']:.4f} spent", table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,5 +43,5 @@ class Prompts:
         ids = self.target.tensor([self.target.prompt_ids([{"role": "user", "content": question}])])
         cache = new_cache(self.target.model)
         self.target.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-        layers = [cache.layers[number] for number in range(self.target.n_layers)]
+        layers: list[Any] = [cache.layers[number] for number in range(self.target.n_layers)]
         return torch.stack([torch.cat([layer.keys, layer.values]) for layer in layers])

@@ -14,7 +14,7 @@ Objective = Literal["likelihood", "preference", "stay"]
 class Learning(Frozen):
     """Rounds of gradient descent on a vector; each round reads some pairs and takes one step.
 
-    Defaults are measured (docs/learning.md).
+    The defaults follow a prototype on a 135M model; they are not tuned.
     """
 
     rounds: int = Field(60, ge=0)  # at most; 0: the vector stays the mean

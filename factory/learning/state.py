@@ -81,8 +81,16 @@ class State:
         """Read what :meth:`to_bytes` wrote."""
         length = int.from_bytes(raw[:8], "little")
         header = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"]["state"])
-        header["curve"] = tuple(header["curve"])
-        return cls(**header, **load(raw))
+        tensors = load(raw)
+        return cls(
+            round=header["round"],
+            best_round=header["best_round"],
+            curve=tuple(header["curve"]),
+            vector=tensors["vector"],
+            mean=tensors["mean"],
+            square=tensors["square"],
+            best=tensors["best"],
+        )
 
 
 def start_tensor(start: SteeringVector, learning: Learning) -> Tensor:
@@ -112,7 +120,8 @@ def take_step(state: State, parts: Sequence[PartSum], learning: Learning) -> Sta
     n_pairs = sum(part.n_pairs for part in taught)
     total = torch.zeros_like(state.vector, dtype=torch.float64)
     for part in taught:
-        total += part.gradient
+        if part.gradient is not None:
+            total += part.gradient
     gradient = (total / n_pairs).float()
     if not gradient.isfinite().all():
         raise StyleFailed(

@@ -90,11 +90,10 @@ def measured_rates(spec: ExtractionSpec, store: Store) -> Iterator[float]:
         try:
             if ledger.spec.extraction != spec:
                 continue
-            for part in ledger.spec.styles:
-                for number in sorted(ledger.done_numbers(part.style.name, "extracted")):
-                    entry = ledger.entry(part.style.name, "extracted", number) or {}
-                    if entry.get("seconds") and entry["n_pairs"]:
-                        yield entry["seconds"] / entry["n_pairs"]
+            for page in ledger.pages:
+                for entry in page.all_extracted():
+                    if entry.seconds and entry.n_pairs:
+                        yield entry.seconds / entry.n_pairs
                         left -= 1
         except (FactoryError, ValueError):
             continue  # a damaged run, or one of another version: others may know

@@ -23,9 +23,10 @@ from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.pair import ContrastivePair
 from factory.pairs.styles import Style
 from factory.report import figures
-from factory.report.timing import done_parts_of, time_phases, time_workers
+from factory.report.timing import time_phases, time_workers, timeline
 from factory.run.artifacts import batch_of
-from factory.run.ledger import Ledger, StyleProgress, done_parts
+from factory.run.ledger import Ledger, Page
+from factory.run.progress import StyleProgress, progress_of
 from factory.vector.statistics import ENOUGH
 from factory.vector.vector import SteeringVector
 
@@ -80,8 +81,8 @@ def write_report(ledger: Ledger) -> str:
 
 def render_report(ledger: Ledger) -> str:
     """The report's HTML."""
-    sections = [_section(ledger, part.style) for part in ledger.spec.styles]
-    parts = done_parts_of(ledger)
+    sections = [_section(page) for page in ledger.pages]
+    parts = timeline(ledger)
     environment = Environment(
         loader=PackageLoader("factory", "data"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -96,19 +97,20 @@ def render_report(ledger: Ledger) -> str:
     )
 
 
-def _section(ledger: Ledger, style: Style) -> StyleSection:
-    content = ledger.store.read(ledger.vector_key(style.name))
+def _section(page: Page) -> StyleSection:
+    style = page.style
+    content = page.store.read(page.vector_key)
     vector = SteeringVector.from_bytes(content, source=f"{style.name}.pt") if content else None
     evaluation = vector.metadata.get("evaluation") if vector else None
     return StyleSection(
         style=style,
-        progress=ledger.progress(style.name),
+        progress=progress_of(page),
         vector=vector,
         evaluation=evaluation,
         figures=_figures(style.name, vector, evaluation) if vector else {},
-        answers=side_by_side(ledger, style) if evaluation else [],
-        pairs=_pairs(ledger, style, vector),
-        rejected=_rejected(ledger, style, vector),
+        answers=side_by_side(page) if evaluation else [],
+        pairs=_pairs(page, vector),
+        rejected=_rejected(page, vector),
         provenance=_provenance(vector) if vector else {},
     )
 
@@ -129,13 +131,13 @@ def _figures(style: str, vector: SteeringVector, evaluation: dict[str, Any] | No
     return {name: Markup(svg) for name, svg in made.items()}  # figures.py escapes
 
 
-def side_by_side(ledger: Ledger, style: Style) -> list[dict[str, Any]]:
+def side_by_side(page: Page) -> list[dict[str, Any]]:
     """Held-out questions with the unsteered, the prompted and the steered answer."""
-    done = done_parts(ledger, style.name)
-    spec = ledger.spec.evaluation
+    done, style = page.evaluated(), page.style
+    spec = page.ledger.spec.evaluation
     if spec is None or any(part not in done for part in COMPARED):
         return []
-    answers = {part: ledger.store.read_json(done[part]["answers"]) or [] for part in COMPARED}
+    answers = {part: page.store.read_json(done[part]["answers"]) or [] for part in COMPARED}
     rows = zip_longest(spec.questions, *answers.values(), fillvalue="")
     return [
         {
@@ -163,23 +165,23 @@ def highlight(text: str, style: Style) -> Markup:
     return Markup("").join([*parts, escape(text[at:])])
 
 
-def _pairs(ledger: Ledger, style: Style, vector: SteeringVector | None) -> list[dict[str, Any]]:
+def _pairs(page: Page, vector: SteeringVector | None) -> list[dict[str, Any]]:
     """The dataset for browsing: the outliers first, then in order."""
     quality = vector.metadata.get("quality", {}) if vector else {}
     outliers = {entry["pair_id"]: entry["cosine"] for entry in quality.get("outliers", [])}
     shown: list[dict[str, Any]] = []
-    for batch in ledger.batches(style.name):
-        if batch.pairs_key or ledger.entry(style.name, "written", batch.number):
-            shown += [_pair(pair, style, outliers) for pair in batch_of(ledger, style.name, batch.number)[0]]
+    for batch in page.batches:
+        if batch.pairs_key or page.written(batch.number):
+            shown += [_pair(pair, page.style, outliers) for pair in batch_of(page, batch.number)[0]]
     return sorted(shown, key=lambda pair: pair["cosine"] if pair["cosine"] is not None else 2)[:MOST_PAIRS]
 
 
-def _rejected(ledger: Ledger, style: Style, vector: SteeringVector | None) -> list[dict[str, str]]:
+def _rejected(page: Page, vector: SteeringVector | None) -> list[dict[str, str]]:
     """Pairs that the gates or the extraction refused, with the reason."""
     found = [dict(failure) for failure in (vector.metadata.get("failures", []) if vector else [])]
-    for batch in ledger.batches(style.name):
-        if batch.pairs_key or ledger.entry(style.name, "written", batch.number):
-            for line in batch_of(ledger, style.name, batch.number)[1]:
+    for batch in page.batches:
+        if batch.pairs_key or page.written(batch.number):
+            for line in batch_of(page, batch.number)[1]:
                 found.append({"pair_id": str(line.get("question", "")), "reason": str(line.get("reason", ""))})
     return found
 
@@ -244,12 +246,13 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def examples(ledger: Ledger, style: Style, count: int = 3) -> list[dict[str, Any]]:
+def examples(page: Page, count: int = 3) -> list[dict[str, Any]]:
     """Held-out questions that show a vector at its best: in the style only when steered, and fluent."""
+    style = page.style
 
     def worth(row: dict[str, Any]) -> tuple[bool, bool, float]:
         steered, unsteered = row["answers"]["steered"]["text"], row["answers"]["unsteered"]["text"]
         fluent = style.is_shown_in(steered) and not is_looping(steered)
         return fluent, not style.is_shown_in(unsteered), distinct_ngrams(steered)
 
-    return sorted(side_by_side(ledger, style), key=worth, reverse=True)[:count]
+    return sorted(side_by_side(page), key=worth, reverse=True)[:count]

@@ -5,12 +5,12 @@ Told from what the ledger wrote down, by the clocks of the workers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from factory.run.ledger import Ledger, Step
+from factory.run.ledger import Ledger
+from factory.run.listing import Step
 
 PHASES: dict[Step, str] = {
     "written": "written by the teacher",
@@ -41,19 +41,14 @@ class Span:
     last: float
 
 
-def done_parts_of(ledger: Ledger) -> list[DonePart]:
+def timeline(ledger: Ledger) -> list[DonePart]:
     """Every part of the run that was written down with its time."""
     begun = ledger.begun_at()
-    parts = []
-    for style in (part.style.name for part in ledger.spec.styles):
-        for name in ledger.store.names(f"{ledger.run_id}/{style}"):
-            parts += [
-                DonePart(style, words, done["worker"], done["at"] - begun)
-                for step, words in PHASES.items()
-                if (match := re.fullmatch(rf"{step}-(\d+)\.json", name))
-                and (done := ledger.done_by(style, step, int(match[1])))
-            ]
-    return parts
+    return [
+        DonePart(page.name, PHASES[step], stamp.worker, stamp.at - begun)
+        for page in ledger.pages
+        for step, stamp in page.stamps()
+    ]
 
 
 def time_phases(parts: Sequence[DonePart]) -> list[Span]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from factory.errors import StoreError
 from factory.files import hash_of
 from factory.pairs.pair import ContrastivePair
-from factory.run.ledger import Ledger
+from factory.run.ledger import Page
 from factory.store import Store
 
 READING_VERSION = 2  # of the code that reads: raised where a change of it may change a number
@@ -101,16 +101,16 @@ def require_differences(store: Store, key: str) -> Differences:
     return differences
 
 
-def batch_of(ledger: Ledger, style: str, number: int) -> tuple[list[ContrastivePair], list[dict[str, Any]]]:
+def batch_of(page: Page, number: int) -> tuple[list[ContrastivePair], list[dict[str, Any]]]:
     """The pairs and the rejected questions of one batch.
 
     Raises:
         StoreError: the batch is not written, or its artifact is damaged.
     """
-    key = ledger.batches(style)[number].pairs_key
+    key = page.batches[number].pairs_key
     if key is None:
-        entry = ledger.entry(style, "written", number)
+        entry = page.written(number)
         if entry is None:
-            raise StoreError(f"batch {number} of style {style!r} is not written yet; 'svf resume' writes it")
-        key = entry["key"]
-    return get_pairs(ledger.store, key)
+            raise StoreError(f"batch {number} of style {page.name!r} is not written yet; 'svf resume' writes it")
+        key = entry.key
+    return get_pairs(page.store, key)

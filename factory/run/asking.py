@@ -12,6 +12,7 @@ from factory.config import Settings
 from factory.counters import open_counters
 from factory.errors import TeacherRefused
 from factory.run.ledger import Ledger
+from factory.run.progress import spent_on
 from factory.teacher.client import ON_THE_WAY, Cluster, Payer, Teacher
 from factory.teacher.connection import check_model, open_client
 from factory.teacher.judge import judge_spec
@@ -98,10 +99,5 @@ def spent_usd(ledger: Ledger) -> float:
 
     Of a run from before there were tallies, what its finished batches cost.
     """
-    finished = 0.0
-    for part in ledger.spec.styles:
-        style = part.style.name
-        finished += sum(entry.get("cost_usd", 0.0) for entry in ledger.judged(style))
-        for number in ledger.done_numbers(style, "written"):
-            finished += (ledger.entry(style, "written", number) or {}).get("cost_usd", 0.0)
+    finished = sum(spent_on(page) for page in ledger.pages)
     return max(finished, paid_by_all(ledger.store, ledger.run_id))

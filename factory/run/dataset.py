@@ -20,25 +20,25 @@ from factory.pairs.heldout import hash_question
 from factory.pairs.pair import REPEATS, ContrastivePair
 from factory.pairs.repeats import SAME_ANSWER, find_repeats
 from factory.run.artifacts import batch_of
-from factory.run.ledger import Ledger
-from factory.run.spec import StyleRun
+from factory.run.ledger import Page
 from factory.teacher.spending import price_source
 
 UNKNOWN = "unknown"  # who wrote a dataset that does not say it
 LIBRARIES = ("steering-vector-factory", "openai", "rapidfuzz", "genai-prices")
 
 
-def teacher_model(ledger: Ledger, part: StyleRun) -> str:
+def teacher_model(page: Page) -> str:
     """Who wrote a style's pairs: this run's teacher, or whom the dataset names."""
-    known = str(part.dataset_metadata.get("model_used", "") or UNKNOWN)
-    if not part.from_teacher:
+    style_run = page.style_run
+    known = str(style_run.dataset_metadata.get("model_used", "") or UNKNOWN)
+    if not style_run.from_teacher:
         return known
-    written = ledger.spec.teacher.model
-    old = any(batch.pairs_key for batch in ledger.batches(part.style.name))
+    written = page.ledger.spec.teacher.model
+    old = any(batch.pairs_key for batch in page.batches)
     return f"{known}, {written}" if old and known != written else written
 
 
-def repeated_pairs(ledger: Ledger, style: str) -> dict[str, str]:
+def repeated_pairs(page: Page) -> dict[str, str]:
     """Pairs whose positive answer nearly repeats that of an earlier pair of the style: id -> the earlier one's id.
 
     A task sees its own batch alone, so this is asked when all are written, in the order of the
@@ -49,27 +49,27 @@ def repeated_pairs(ledger: Ledger, style: str) -> dict[str, str]:
     ends = array("I")  # of each batch: how many pairs there are up to its end
 
     def answers() -> Iterator[str]:
-        for batch in ledger.batches(style):
-            pairs = batch_of(ledger, style, batch.number)[0]
+        for batch in page.batches:
+            pairs = batch_of(page, batch.number)[0]
             marked.update((pair.pair_id, str(pair.extra[REPEATS])) for pair in pairs if REPEATS in pair.extra)
             ends.append(len(pairs) + (ends[-1] if ends else 0))
             yield from (pair.positive_response for pair in pairs)
 
-    if not ledger.spec.style_run(style).from_teacher:
+    if not page.style_run.from_teacher:
         for _ in answers():
             pass
         return marked
     repeats = find_repeats(answers(), SAME_ANSWER, numbers_tell=False)
-    ids = _pair_ids(ledger, style, ends, {*repeats, *repeats.values()})
-    written = (at for at in repeats if ledger.batches(style)[bisect_right(ends, at)].pairs_key is None)
+    ids = _pair_ids(page, ends, {*repeats, *repeats.values()})
+    written = (at for at in repeats if page.batches[bisect_right(ends, at)].pairs_key is None)
     return marked | {ids[at]: ids[repeats[at]] for at in written}
 
 
-def _pair_ids(ledger: Ledger, style: str, ends: array[int], wanted: set[int]) -> dict[int, str]:
+def _pair_ids(page: Page, ends: array[int], wanted: set[int]) -> dict[int, str]:
     """The ids of ``wanted`` pairs, by their places in the style."""
     ids: dict[int, str] = {}
     for number in sorted({bisect_right(ends, at) for at in wanted}):
-        pairs = batch_of(ledger, style, number)[0]
+        pairs = batch_of(page, number)[0]
         start = ends[number] - len(pairs)
         ids |= {start + at: pair.pair_id for at, pair in enumerate(pairs) if start + at in wanted}
     return ids
@@ -83,40 +83,38 @@ class WrittenDataset:
     question_hashes: list[str]
 
 
-def write_dataset(ledger: Ledger, style: str, repeated: Mapping[str, str]) -> WrittenDataset:
+def write_dataset(page: Page, repeated: Mapping[str, str]) -> WrittenDataset:
     """Put a style's dataset, its manifest and its rejected pairs into the store.
 
     ``repeated`` pairs are marked and stand among the rejected; their lines stay, because others of
     their batch were read with them as examples.
     """
-    part = ledger.spec.style_run(style)
+    style_run = page.style_run
     words = array("I"), array("I")  # of each positive answer, of each negative one
     rejected: list[dict[str, Any]] = []
     questions: set[str] = set()
-    for batch in ledger.batches(style):  # twice, as a style's pairs need not fit into memory
-        good, bad = batch_of(ledger, style, batch.number)
+    for batch in page.batches:  # twice, as a style's pairs need not fit into memory
+        good, bad = batch_of(page, batch.number)
         words[0].extend(len(pair.positive_response.split()) for pair in good)
         words[1].extend(len(pair.negative_response.split()) for pair in good)
         questions.update(hash_question(pair.question) for pair in good)
         rejected += bad
         rejected += [_repeat(pair, repeated[pair.pair_id]) for pair in good if pair.pair_id in repeated]
-    known = {key: value for key, value in part.dataset_metadata.items() if key not in ("type", "total_pairs")}
+    known = {key: value for key, value in style_run.dataset_metadata.items() if key not in ("type", "total_pairs")}
     metadata = known | {
-        "style_name": style,
-        "description": part.style.description,
+        "style_name": page.name,
+        "description": style_run.style.description,
         "total_pairs": len(words[0]),
-        "model_used": teacher_model(ledger, part),
+        "model_used": teacher_model(page),
         "lengths": length_statistics(*words),
     }
-    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(ledger, style, metadata, repeated))
-    digest = ledger.store.write_pieces(ledger.dataset_key(style), (line.encode() for line in lines))
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(page, metadata, repeated))
+    digest = page.store.write_pieces(page.dataset_key, (line.encode() for line in lines))
     if rejected:
-        reasons = [json.dumps({"style": style, **line}, ensure_ascii=False) + "\n" for line in rejected]
-        ledger.store.write(ledger.rejected_key(style), "".join(reasons).encode())
-    if part.from_teacher:
-        ledger.store.write_json(
-            ledger.manifest_key(style), manifest(ledger, part, len(words[0]) - len(repeated), rejected, digest)
-        )
+        reasons = [json.dumps({"style": page.name, **line}, ensure_ascii=False) + "\n" for line in rejected]
+        page.store.write(page.rejected_key, "".join(reasons).encode())
+    if style_run.from_teacher:
+        page.store.write_json(page.manifest_key, manifest(page, len(words[0]) - len(repeated), rejected, digest))
     return WrittenDataset(digest, sorted(questions))
 
 
@@ -127,13 +125,11 @@ def _repeat(pair: ContrastivePair, earlier: str) -> dict[str, Any]:
     return {"question": pair.question, "reason": "duplicate", "message": message, "reasons": ["duplicate"], **named}
 
 
-def _lines(
-    ledger: Ledger, style: str, metadata: dict[str, Any], repeated: Mapping[str, str]
-) -> Iterator[dict[str, Any]]:
+def _lines(page: Page, metadata: dict[str, Any], repeated: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """A dataset's lines as :func:`factory.pairs.dataset.format_dataset` has them, one batch in memory at a time."""
     yield {"type": "metadata", **metadata}
-    for batch in ledger.batches(style):
-        for pair in batch_of(ledger, style, batch.number)[0]:
+    for batch in page.batches:
+        for pair in batch_of(page, batch.number)[0]:
             mark = {REPEATS: repeated[pair.pair_id]} if pair.pair_id in repeated else {}
             yield pair.to_json() | mark
 
@@ -149,24 +145,21 @@ def length_statistics(positives: Sequence[int], negatives: Sequence[int]) -> dic
     }
 
 
-def manifest(
-    ledger: Ledger, part: StyleRun, n_pairs: int, rejected: Sequence[dict[str, Any]], dataset_sha256: str
-) -> dict[str, Any]:
+def manifest(page: Page, n_pairs: int, rejected: Sequence[dict[str, Any]], dataset_sha256: str) -> dict[str, Any]:
     """How a dataset came about: counts by reason, money spent and saved, versions."""
-    style, spec = part.style.name, ledger.spec.teacher
-    entries = [ledger.entry(style, "written", batch.number) or {} for batch in ledger.batches(style)]
-    totals = {name: sum(entry.get(name) or 0 for entry in entries) for name in ("paid_calls", "cached_calls")}
+    spec, entries = page.ledger.spec.teacher, page.all_written()
     return {
-        "style": style,
-        "run": ledger.run_id,
+        "style": page.name,
+        "run": page.ledger.run_id,
         "dataset_sha256": dataset_sha256,
         "pairs": n_pairs,
         "rejected": dict(sorted(Counter(line["reason"] for line in rejected).items())),
         "teacher": spec.model_dump(mode="json"),
-        "spent_usd": round(sum(entry.get("cost_usd") or 0.0 for entry in entries), 9),
-        "saved_usd": round(sum(entry.get("saved_usd") or 0.0 for entry in entries), 9),
-        **totals,
-        "left_out": sorted({name for entry in entries for name in entry.get("left_out", [])}),
+        "spent_usd": round(sum(entry.cost_usd for entry in entries), 9),
+        "saved_usd": round(sum(entry.saved_usd for entry in entries), 9),
+        "paid_calls": sum(entry.paid_calls for entry in entries),
+        "cached_calls": sum(entry.cached_calls for entry in entries),
+        "left_out": sorted({name for entry in entries for name in entry.left_out}),
         "prices": price_source(spec),
         "libraries": {name: version(name) for name in LIBRARIES},
         "python": platform.python_version(),

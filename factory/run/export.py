@@ -15,7 +15,8 @@ from factory.errors import DatasetError, StoreError
 from factory.files import read_written, write_atomically
 from factory.pairs.dataset import dataset_path, extend_dataset
 from factory.pairs.styles import Style
-from factory.run.ledger import Ledger
+from factory.run.ledger import Page
+from factory.run.progress import progress_of
 
 INTERMEDIATE = "intermediate"  # folder under the output folder for the differences of single pairs
 
@@ -33,12 +34,11 @@ def run_path(vector: Path) -> Path:
     return vector.with_name(f"{vector.stem}_run.json")
 
 
-def _about_run(ledger: Ledger, style: str) -> dict[str, Any]:
-    progress = ledger.progress(style)
-    entries = [ledger.entry(style, "extracted", batch.number) or {} for batch in ledger.batches(style)]
+def _about_run(page: Page) -> dict[str, Any]:
+    progress = progress_of(page)
     return {
-        "seconds_of_reading": round(sum(entry.get("seconds") or 0.0 for entry in entries), 3),
-        "run": ledger.run_id,
+        "seconds_of_reading": round(sum(entry.seconds or 0.0 for entry in page.all_extracted()), 3),
+        "run": page.ledger.run_id,
         "peak_memory_mib": progress.peak_memory_mib,
         "spent_usd": progress.spent_usd,
         "failed": progress.reasons,
@@ -72,7 +72,7 @@ def sam_template(style: Style, vector: SteeringVector) -> dict[str, Any]:
     }
 
 
-def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSettings) -> Path:
+def export_style(page: Page, output: Path, settings: OutputSettings) -> Path:
     """Write a finished style's dataset, vector files and SAM assets; returns the ``.pt``'s path.
 
     Raises:
@@ -80,22 +80,22 @@ def export_style(ledger: Ledger, style: Style, output: Path, settings: OutputSet
     """
     from factory.vector.vector import SteeringVector
 
-    content = ledger.store.read(ledger.vector_key(style.name))
-    dataset = ledger.store.read(ledger.dataset_key(style.name))
+    style = page.style
+    content, dataset = page.store.read(page.vector_key), page.store.read(page.dataset_key)
     if content is None or dataset is None:
         raise StoreError(f"style {style.name!r} is done, but its vector or dataset is gone from the store; resume it")
     vector = SteeringVector.from_bytes(content, source=f"{style.name}.pt")
     path = vector_path(output, style.name)
-    part = ledger.spec.style_run(style.name)
-    if part.from_teacher:
-        write_dataset_file(dataset_path(output, style.name), dataset.decode(), made_anew=part.replaces_dataset)
-    write_companions(ledger, style.name, output)
+    if page.style_run.from_teacher:
+        replaces = page.style_run.replaces_dataset
+        write_dataset_file(dataset_path(output, style.name), dataset.decode(), made_anew=replaces)
+    write_companions(page, output)
     write_vector(vector, path)
-    write_atomically(run_path(path), json.dumps(_about_run(ledger, style.name), indent=2) + "\n")
+    write_atomically(run_path(path), json.dumps(_about_run(page), indent=2) + "\n")
     if settings.copy_to_sam_assets:
         write_sam_assets(style, vector, output / settings.sam_assets_dir)
-    if ledger.spec.keep_differences:
-        write_differences(ledger, style.name, output / INTERMEDIATE / style.name)
+    if page.ledger.spec.keep_differences:
+        write_differences(page, output / INTERMEDIATE / style.name)
     return path
 
 
@@ -118,33 +118,33 @@ def _free_backup(path: Path) -> Path:
     return next(file for file in map(path.with_name, names) if not file.exists())
 
 
-def write_differences(ledger: Ledger, style: str, folder: Path) -> None:
+def write_differences(page: Page, folder: Path) -> None:
     """Copy each batch's differences out of the store, as they were averaged: one safetensors file a batch.
 
     Raises:
         StoreError: a batch is gone from the store, or damaged.
     """
-    for batch in ledger.batches(style):
-        entry = ledger.entry(style, "extracted", batch.number)
-        if entry is None or entry["key"] is None:
+    for batch in page.batches:
+        entry = page.extracted(batch.number)
+        if entry is None or entry.key is None:
             continue  # the batch was given up: there is nothing of it
-        content = ledger.store.read_sealed(entry["key"])
+        content = page.store.read_sealed(entry.key)
         if content is None:
-            lost = ledger.store.path(entry["key"])
-            raise StoreError(f"{lost} is gone: batch {batch.number} of style {style!r}; 'svf resume' makes it")
+            lost = page.store.path(entry.key)
+            raise StoreError(f"{lost} is gone: batch {batch.number} of style {page.name!r}; 'svf resume' makes it")
         write_atomically(folder / f"batch-{batch.number:05d}.safetensors", content)
 
 
-def write_companions(ledger: Ledger, style: str, output: Path) -> None:
+def write_companions(page: Page, output: Path) -> None:
     """Write what the run knows of a dataset beside it: its manifest, and the pairs that were rejected."""
-    dataset = dataset_path(output, style)
-    manifest = ledger.store.read_json(ledger.manifest_key(style))
+    dataset = dataset_path(output, page.name)
+    manifest = page.store.read_json(page.manifest_key)
     if manifest is not None:
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(dataset.with_name(f"{style}_manifest.json"), text)
-    rejected = ledger.store.read(ledger.rejected_key(style))
+        write_atomically(dataset.with_name(f"{page.name}_manifest.json"), text)
+    rejected = page.store.read(page.rejected_key)
     if rejected is not None:
-        write_atomically(dataset.with_name(f"{style}_rejected.jsonl"), rejected)
+        write_atomically(dataset.with_name(f"{page.name}_rejected.jsonl"), rejected)
 
 
 def write_vector(vector: SteeringVector, path: Path) -> None:

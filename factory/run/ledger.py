@@ -1,7 +1,8 @@
 """The ledger of a run: what is done, in files of the run's folder of the store.
 
 The queue may forget, the ledger does not: every question about progress, repair and resumption is
-answered from it. This module knows neither the queue nor the models.
+answered from it. A run has one page for each of its styles. This module knows neither the queue
+nor the models.
 """
 
 from __future__ import annotations
@@ -9,56 +10,52 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-from factory.errors import ConfigError
-from factory.run.spec import BatchSpec, RunSpec
+from pydantic import ValidationError
+
+from factory.errors import ConfigError, StoreError
+from factory.pairs.styles import Style
+from factory.run.entries import Cap, Ended, Extracted, Fraction, Pause, Reduced, RunEntry, Stamp, Try, Written
+from factory.run.listing import (
+    BATCHES_FILE,
+    BUDGET_FILE,
+    DATASET_FILE,
+    FRACTION_FILE,
+    MANIFEST_FILE,
+    OPEN,
+    PAUSE_FILE,
+    REJECTED_FILE,
+    RESULT_FILE,
+    RUN_FILE,
+    VECTOR_FILE,
+    Listing,
+    Step,
+    chord_file,
+    entry_file,
+    open_file,
+    run_of,
+    try_file,
+)
+from factory.run.spec import BatchSpec, RunSpec, StyleRun
 from factory.store import Store
 from factory.teacher.faults import UNANSWERED
 
-RUN_FILE = "run.json"
-PAUSE_FILE = "pause.json"
-BUDGET_FILE = "budget.json"
-FRACTION_FILE = "max_failed_fraction.json"
-OPEN = "open"  # folder of the store with one empty entry for each run that may need the guard
-
-
-@dataclass(frozen=True)
-class StyleProgress:
-    """How far one style is, in pairs. ``state``: waiting, running, evaluating, done or failed.
-
-    Where nothing more can be done until a person acts, it is paused or budget_stopped.
-    ``parts``: into how many parts its evaluation is cut; ``evaluated``: how many are done.
-    """
-
-    style: str
-    state: str
-    pairs: int
-    written: int
-    extracted: int
-    failed: int
-    reasons: dict[str, int]
-    spent_usd: float
-    message: str = ""
-    parts: int = 0
-    evaluated: int = 0
-    peak_memory_mib: int = 0
-
-
-Step = Literal["written", "extracted", "reduced", "evaluated"]
+STEPS: tuple[Step, ...] = ("written", "extracted", "reduced", "evaluated")
+STAMP = "done"  # beside an entry's own fields
+Kind = TypeVar("Kind", bound=RunEntry)
 
 
 class Ledger:
-    """What is done of one run, in files of its folder of the store."""
+    """What is frozen and done of one run: its specification, pause, budget and open mark, and its styles' pages."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.store = store
         self.run_id = run_id
-        self._seen: dict[str, dict[str, Any]] = {}  # entries never change: each is read once
-        self._config: dict[str, Any] | None = None
+        self._pages: dict[str, Page] = {}
 
     @property
     def spec(self) -> RunSpec:
@@ -69,246 +66,314 @@ class Ledger:
         """
         return _load_spec(self.store.url, self.run_id)
 
-    def batches(self, style: str) -> tuple[BatchSpec, ...]:
-        """The batches of a style, by number."""
-        return _load_batches(self.store.url, self.run_id, style)
+    def of(self, style: str) -> Page:
+        """The page of one style."""
+        return self._pages.setdefault(style, Page(self, style))
 
-    def create(self, spec: RunSpec, batches: dict[str, list[BatchSpec]]) -> None:
+    @property
+    def pages(self) -> list[Page]:
+        """The pages of all styles, in the run's order."""
+        return [self.of(part.style.name) for part in self.spec.styles]
+
+    def create(self, spec: RunSpec, batches: Mapping[str, list[BatchSpec]]) -> None:
         """Write down a run before its first message is sent."""
         for style, parts in batches.items():
-            self.store.write_json(self._key(style, "batches.json"), [asdict(part) for part in parts])
-        self.store.write_json(f"{self.run_id}/{RUN_FILE}", spec.model_dump(mode="json"))
-
-    def record(self, style: str, step: Step, number: int, entry: dict[str, Any]) -> None:
-        """Write down that a batch went through a step, when, and in which process. Twice is once."""
-        done = {"at": round(time.time(), 3), "worker": f"{platform.node()}:{os.getpid()}"}
-        self.store.write_json(self._key(style, f"{step}-{number:06d}.json"), entry | {"done": done})
-
-    def done_by(self, style: str, step: Step, number: int) -> dict[str, Any] | None:
-        """Which ``worker`` did a part, and ``at`` what Unix time. Apart from its entry, which decides bytes."""
-        entry = self.store.read_json(self._key(style, f"{step}-{number:06d}.json"))
-        return entry and entry.get("done")
+            self.store.write_json(self.of(style).key(BATCHES_FILE), [asdict(part) for part in parts])
+        self.store.write_json(self._key(RUN_FILE), spec.model_dump(mode="json"))
 
     def begun_at(self) -> float:
         """When the run was planned, Unix time by the store's clock; 0 where the store does not tell."""
-        return self.store.modified_at(f"{self.run_id}/{RUN_FILE}")
+        return self.store.modified_at(self._key(RUN_FILE))
 
-    def entry(self, style: str, step: Step, number: int) -> dict[str, Any] | None:
-        """What was written down of a batch at a step, or None."""
-        key = self._key(style, f"{step}-{number:06d}.json")
-        if key not in self._seen:
-            entry = self.store.read_json(key)
-            if entry is None:
-                return None
-            entry.pop("done", None)
-            config = entry.get("config")  # the same for every batch: kept once
-            if config is not None and config == self._config:
-                entry["config"] = self._config
-            self._config = entry.get("config")
-            self._seen[key] = entry
-        return self._seen[key]
-
-    def finish(self, style: str, result: dict[str, Any]) -> None:
-        """Write down a style's end: ``state`` done or failed, and what goes with it."""
-        self.store.write_json(self._key(style, "result.json"), result)
-
-    def reopen(self, style: str) -> None:
-        """Forget a style's end, so that it can run again."""
-        self.store.delete(self._key(style, "result.json"))
-
-    def result(self, style: str) -> dict[str, Any] | None:
-        """A style's end, or None while it runs."""
-        result: dict[str, Any] | None = self.store.read_json(self._key(style, "result.json"))
-        return result
-
-    def done_numbers(self, style: str, step: Step) -> set[int]:
-        """Numbers of the batches that went through a step."""
-        return _numbers_among(self.files(style), step)
-
-    def missing_numbers(self, style: str) -> list[int]:
-        """Numbers of the batches that are not extracted yet."""
-        done = self.done_numbers(style, "extracted")
-        return [number for number in range(self.spec.style_run(style).n_batches) if number not in done]
-
-    def open_chord(self, style: str, name: str, record: dict[str, Any]) -> None:
-        """Write down a chord before its first message is sent."""
-        self.store.write_json(self._key(style, f"chord-{name}.json"), record)
-        self.mark_open()
-
-    def chord(self, style: str, name: str) -> dict[str, Any] | None:
-        """What was written down of a chord, or None."""
-        record: dict[str, Any] | None = self.store.read_json(self._key(style, f"chord-{name}.json"))
-        return record
-
-    def chord_names(self, style: str) -> list[str]:
-        """Names of the chords of a style that were written down."""
-        names = [name for name in self.files(style) if name.startswith("chord-")]
-        return [name[len("chord-") : -len(".json")] for name in names]
-
-    def drop_chord(self, style: str, name: str) -> None:
-        """Forget a chord."""
-        self.store.delete(self._key(style, f"chord-{name}.json"))
+    # ---- whether a guard looks after it
 
     def mark_open(self) -> None:
         """Have guards look after this run."""
-        key = f"{OPEN}/{self.run_id}.json"
+        key = f"{OPEN}/{open_file(self.run_id)}"
         if not self.store.exists(key):
             self.store.write_json(key, {})
 
     def mark_closed(self) -> None:
         """The run needs no guard any more."""
-        self.store.delete(f"{OPEN}/{self.run_id}.json")
+        self.store.delete(f"{OPEN}/{open_file(self.run_id)}")
+
+    # ---- its pause and its budget
 
     def pause(self, reason: str, message: str, spent_usd: float = 0.0) -> None:
         """Stop asking the teacher for this run until a person acts. The first reason stays."""
         if self.paused() is None:
-            content = {"reason": reason, "message": message, "since": time.time(), "spent_usd": spent_usd}
-            self.store.write_json(f"{self.run_id}/{PAUSE_FILE}", content)
+            pause = Pause(reason=reason, message=message, since=time.time(), spent_usd=spent_usd)
+            self.store.write_json(self._key(PAUSE_FILE), pause.to_json())
 
-    def paused(self) -> dict[str, Any] | None:
-        """Why the run waits for a person (``reason``, ``message``, ``since``, ``spent_usd``), or None."""
-        pause: dict[str, Any] | None = self.store.read_json(f"{self.run_id}/{PAUSE_FILE}")
-        return pause
+    def paused(self) -> Pause | None:
+        """Why the run waits for a person, or None."""
+        return _read(self.store, self._key(PAUSE_FILE), Pause)
 
     def unpause(self) -> None:
         """Let the run ask the teacher again."""
-        self.store.delete(f"{self.run_id}/{PAUSE_FILE}")
+        self.store.delete(self._key(PAUSE_FILE))
 
     @property
     def max_cost_usd(self) -> float | None:
         """What the run may cost: as submitted, unless a resume gave it another cap."""
-        changed = self.store.read_json(f"{self.run_id}/{BUDGET_FILE}")
-        return changed["max_cost_usd"] if changed else self.spec.max_cost_usd
+        changed = _read(self.store, self._key(BUDGET_FILE), Cap)
+        return changed.max_cost_usd if changed else self.spec.max_cost_usd
 
     def set_budget(self, max_cost_usd: float) -> None:
         """Give the run another cap, in USD from its beginning."""
-        self.store.write_json(f"{self.run_id}/{BUDGET_FILE}", {"max_cost_usd": max_cost_usd})
+        self.store.write_json(self._key(BUDGET_FILE), Cap(max_cost_usd=max_cost_usd).to_json())
 
     @property
     def max_failed_fraction(self) -> float:
         """Which share of a style's pairs may fail: as submitted, unless a resume said otherwise."""
-        changed = self.store.read_json(f"{self.run_id}/{FRACTION_FILE}")
-        return float(changed["max_failed_fraction"]) if changed else self.spec.max_failed_fraction
+        changed = _read(self.store, self._key(FRACTION_FILE), Fraction)
+        return changed.max_failed_fraction if changed else self.spec.max_failed_fraction
 
     def set_max_failed_fraction(self, fraction: float) -> None:
         """Let another share of each style's pairs fail."""
-        self.store.write_json(f"{self.run_id}/{FRACTION_FILE}", {"max_failed_fraction": fraction})
+        self.store.write_json(self._key(FRACTION_FILE), Fraction(max_failed_fraction=fraction).to_json())
 
-    def forget_unanswered(self, style: str) -> None:
+    def _key(self, name: str) -> str:
+        return f"{self.run_id}/{name}"
+
+
+class Page:
+    """What the ledger says about one style."""
+
+    def __init__(self, ledger: Ledger, name: str) -> None:
+        self.ledger = ledger
+        self.name = name
+        self.store = ledger.store
+        self._seen: dict[tuple[Step, int], RunEntry] = {}  # entries never change: each is read once
+        self._config: dict[str, Any] | None = None
+
+    @property
+    def style_run(self) -> StyleRun:
+        """What the run's specification says about the style.
+
+        Raises:
+            ConfigError: the run does not make it.
+        """
+        return self.ledger.spec.style_run(self.name)
+
+    @property
+    def style(self) -> Style:
+        """The style itself."""
+        return self.style_run.style
+
+    @property
+    def batches(self) -> tuple[BatchSpec, ...]:
+        """The batches of the style, by number."""
+        return _load_batches(self.store.url, self.ledger.run_id, self.name)
+
+    def listing(self) -> Listing:
+        """All files of the style: one request tells what is done."""
+        return Listing(frozenset(self.store.names(self.folder)))
+
+    # ---- entries: what went through a step
+
+    def record(self, step: Step, number: int, entry: Written | Extracted | Reduced) -> None:
+        """Write down that a batch went through a step, when, and in which process. Twice is once."""
+        self._record(step, number, entry.to_json())
+
+    def record_part(self, number: int, part: dict[str, Any]) -> None:
+        """Write down what became of a part of the evaluation."""
+        self._record("evaluated", number, part)
+
+    def _record(self, step: Step, number: int, content: dict[str, Any]) -> None:
+        stamp = Stamp(at=round(time.time(), 3), worker=f"{platform.node()}:{os.getpid()}")
+        self.store.write_json(self.key(entry_file(step, number)), content | {STAMP: stamp.to_json()})
+
+    def written(self, number: int) -> Written | None:
+        """What was written down when the teacher had written a batch, or None."""
+        return self._entry("written", number, Written)
+
+    def all_written(self, listing: Listing | None = None) -> list[Written]:
+        """Of every batch that the teacher has written, in order; ``listing``: one that is at hand."""
+        numbers = (listing or self.listing()).numbers("written")
+        return [entry for number in numbers if (entry := self.written(number))]
+
+    def extracted(self, number: int) -> Extracted | None:
+        """What was written down when the target model had read a batch, or None."""
+        return self._entry("extracted", number, Extracted)
+
+    def all_extracted(self, listing: Listing | None = None) -> list[Extracted]:
+        """Of every batch that the target model has read, or that was given up, in order."""
+        numbers = (listing or self.listing()).numbers("extracted")
+        return [entry for number in numbers if (entry := self.extracted(number))]
+
+    def reduced(self) -> Reduced | None:
+        """What was written down when the vector was made, or None."""
+        return self._entry("reduced", 0, Reduced)
+
+    def part(self, number: int) -> dict[str, Any] | None:
+        """What became of a part of the evaluation, or None."""
+        content: dict[str, Any] | None = self.store.read_json(self.key(entry_file("evaluated", number)))
+        return None if content is None else {name: value for name, value in content.items() if name != STAMP}
+
+    def evaluated(self) -> dict[str, dict[str, Any]]:
+        """What became of the parts of the evaluation that are done, by name."""
+        spec = self.ledger.spec.evaluation
+        parts = {name: self.part(number) for number, name in enumerate(spec.parts if spec else [])}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def judged(self) -> list[dict[str, Any]]:
+        """The parts of the evaluation for which a judge was asked, who may have cost something."""
+        evaluation = self.ledger.spec.evaluation
+        return list(self.evaluated().values()) if evaluation and evaluation.judge_model else []
+
+    def _entry(self, step: Step, number: int, kind: type[Kind]) -> Kind | None:
+        known = self._seen.get((step, number))
+        if isinstance(known, kind):
+            return known
+        entry = _read(self.store, self.key(entry_file(step, number)), kind)
+        if isinstance(entry, Extracted) and entry.config == self._config:
+            entry = entry.model_copy(update={"config": self._config})  # the same for every batch: kept once
+        if isinstance(entry, Extracted):
+            self._config = entry.config
+        if entry is not None:
+            self._seen[step, number] = entry
+        return entry
+
+    def stamps(self) -> Iterator[tuple[Step, Stamp]]:
+        """Each step that a batch or part went through, with when and where that was."""
+        listing = self.listing()
+        for step in STEPS:
+            for number in listing.numbers(step):
+                content = self.store.read_json(self.key(entry_file(step, number))) or {}
+                if STAMP in content:
+                    yield step, Stamp.model_validate(content[STAMP])
+
+    # ---- batches that are missing, or given up
+
+    def missing_numbers(self) -> list[int]:
+        """Numbers of the batches that are not extracted yet."""
+        done = set(self.listing().numbers("extracted"))
+        return [number for number in range(self.style_run.n_batches) if number not in done]
+
+    def missing_parts(self, *, checks: bool) -> list[int]:
+        """Numbers of the parts of the evaluation that are still to do: baselines and cells, or the checks after."""
+        spec = self.ledger.spec.evaluation
+        if spec is None:
+            return []
+        n_first, n_all = len(spec.first_parts), len(spec.parts)
+        done = set(self.listing().numbers("evaluated"))
+        return [number for number in (range(n_first, n_all) if checks else range(n_first)) if number not in done]
+
+    def give_up(self, number: int, reason: str) -> None:
+        """Write down that a batch cannot be extracted: all its pairs failed for ``reason``."""
+        written = self.written(number)
+        n_pairs = written.n_pairs if written else self.batches[number].n_pairs
+        self.record("extracted", number, Extracted(key=None, n_pairs=0, reasons={reason: n_pairs}))
+
+    def forget_given_up(self) -> None:
+        """Let batches that were given up be tried again."""
+        listing = self.listing()
+        given_up = [n for n in listing.numbers("extracted") if (entry := self.extracted(n)) and entry.key is None]
+        for name in [*listing.tries(), *(entry_file("extracted", number) for number in given_up)]:
+            self.store.delete(self.key(name))
+        self._seen.clear()
+
+    def forget_unanswered(self) -> None:
         """Let batches be written again in which questions failed that were never answered.
 
         What was answered is not paid again: its replies are kept.
         """
-        if self.entry(style, "reduced", 0):
+        if self.reduced():
             return
-        for number in self.done_numbers(style, "written"):
-            entry = self.entry(style, "written", number) or {}
-            if UNANSWERED & entry.get("reasons", {}).keys():
-                self.store.delete(self._key(style, f"extracted-{number:06d}.json"))
-                self.store.delete(self._key(style, f"written-{number:06d}.json"))
+        for number in self.listing().numbers("written"):
+            entry = self.written(number)
+            if entry and UNANSWERED & entry.reasons.keys():
+                self.store.delete(self.key(entry_file("extracted", number)))
+                self.store.delete(self.key(entry_file("written", number)))
         self._seen.clear()
 
-    def files(self, style: str) -> list[str]:
-        """Names of all files of a style: one listing tells what is done."""
-        return self.store.names(f"{self.run_id}/{style}")
+    def tries(self, task: str) -> list[Try]:
+        """The tries of a task that came more than once. ``task``: such as ``extract_batch-000002``."""
+        found = (_read(self.store, self.key(name), Try) for name in self.listing().tries(task))
+        return [entry for entry in found if entry]
 
-    def attempts(self, style: str, task: str) -> dict[str, dict[str, Any]]:
-        """The tries of a task that came more than once, by name. ``task``: such as ``batch-000002``."""
-        names = [name for name in self.files(style) if name.startswith(f"attempt-{task}-")]
-        entries = {name: self.store.read_json(self._key(style, name)) for name in names}
-        return {name: entry for name, entry in entries.items() if entry}
-
-    def note_attempt(self, style: str, task: str, name: str, entry: dict[str, Any]) -> None:
+    def note_try(self, task: str, name: str, entry: Try) -> None:
         """Write down a try of a task."""
-        self.store.write_json(self._key(style, f"attempt-{task}-{name}.json"), entry)
+        self.store.write_json(self.key(try_file(task, name)), entry.to_json())
 
-    def give_up(self, style: str, number: int, reason: str) -> None:
-        """Write down that a batch cannot be extracted: all its pairs failed for ``reason``."""
-        written = self.entry(style, "written", number)
-        n_pairs = written["n_pairs"] if written else self.batches(style)[number].n_pairs
-        self.record(style, "extracted", number, {"key": None, "n_pairs": 0, "reasons": {reason: n_pairs}})
+    # ---- the style's end
 
-    def forget_given_up(self, style: str) -> None:
-        """Let batches that were given up be tried again."""
-        for name in self.files(style):
-            entry = self.store.read_json(self._key(style, name)) if name.startswith("extracted-") else None
-            if name.startswith("attempt-") or (entry is not None and entry["key"] is None):
-                self.store.delete(self._key(style, name))
-        self._seen.clear()
+    def finish(self, result: Ended) -> None:
+        """Write down the style's end."""
+        self.store.write_json(self.key(RESULT_FILE), result.to_json())
 
-    def vector_key(self, style: str) -> str:
-        """Where a style's vector lies in the store."""
-        return self._key(style, "vector.pt")
+    def reopen(self) -> None:
+        """Forget the style's end, so that it can run again."""
+        self.store.delete(self.key(RESULT_FILE))
 
-    def dataset_key(self, style: str) -> str:
-        """Where a style's dataset lies in the store."""
-        return self._key(style, "pairs.jsonl")
+    @property
+    def result(self) -> Ended | None:
+        """The style's end, or None while it runs."""
+        return _read(self.store, self.key(RESULT_FILE), Ended)
 
-    def rejected_key(self, style: str) -> str:
-        """Where the pairs that the teacher could not write well enough lie in the store."""
-        return self._key(style, "rejected.jsonl")
+    # ---- its chords, of which the ledger knows no more than their names
 
-    def manifest_key(self, style: str) -> str:
-        """Where the manifest of a style's dataset lies in the store."""
-        return self._key(style, "manifest.json")
+    def open_chord(self, name: str, record: dict[str, Any]) -> None:
+        """Write down a chord before its first message is sent."""
+        self.store.write_json(self.key(chord_file(name)), record)
+        self.ledger.mark_open()
 
-    def progress(self, style: str) -> StyleProgress:
-        """How far a style is."""
-        part = self.spec.style_run(style)
-        result = self.result(style)
-        files = self.files(style)  # listed once, as this is asked at every look at a run
-        written, extracted, evaluated = (
-            [self.entry(style, step, number) or {} for number in sorted(_numbers_among(files, step))]
-            for step in ("written", "extracted", "evaluated")
-        )
-        reduced = self.entry(style, "reduced", 0)
-        reasons: dict[str, int] = {}
-        for entry in [*written, *extracted, *([reduced] if reduced else [])]:
-            for reason, count in entry.get("reasons", {}).items():
-                reasons[reason] = reasons.get(reason, 0) + count
-        started = bool(written or extracted)
-        running = "evaluating" if reduced else "running" if started else "waiting"
-        pause = self.paused() if part.from_teacher and not result else None
-        readable = len(written) + sum(1 for batch in self.batches(style) if batch.pairs_key)
-        if pause and readable < part.n_batches and len(extracted) >= readable:
-            running = pause_state(pause)
-        return StyleProgress(
-            style=style,
-            state=result["state"] if result else running,
-            pairs=part.n_pairs,
-            written=sum(b.n_pairs for b in self.batches(style) if b.pairs_key) + sum(e["n_pairs"] for e in written),
-            extracted=sum(entry["n_pairs"] for entry in extracted),
-            failed=sum(reasons.values()),
-            reasons=reasons,
-            spent_usd=sum(entry.get("cost_usd", 0.0) for entry in [*written, *evaluated]),
-            message=result.get("message", "") if result else pause["message"] if pause else "",
-            parts=len(self.spec.evaluation.parts) if self.spec.evaluation else 0,
-            evaluated=len(evaluated),
-            peak_memory_mib=max((entry.get("peak_memory_mib", 0) for entry in extracted), default=0),
-        )
+    def chord(self, name: str) -> object | None:
+        """What was written down of a chord, or None."""
+        return self.store.read_json(self.key(chord_file(name)))
 
-    def judged(self, style: str) -> list[dict[str, Any]]:
-        """The parts of a style's evaluation for which a judge was asked, who may have cost something."""
-        evaluation = self.spec.evaluation
-        if evaluation is None or evaluation.judge_model is None:
-            return []
-        return [
-            self.entry(style, "evaluated", number) or {} for number in sorted(self.done_numbers(style, "evaluated"))
-        ]
+    def drop_chord(self, name: str) -> None:
+        """Forget a chord."""
+        self.store.delete(self.key(chord_file(name)))
 
-    def _key(self, style: str, name: str) -> str:
-        return f"{self.run_id}/{style}/{name}"
+    # ---- where artifacts of the style lie in the store
+
+    @property
+    def vector_key(self) -> str:
+        """Where the vector lies in the store."""
+        return self.key(VECTOR_FILE)
+
+    @property
+    def dataset_key(self) -> str:
+        """Where the dataset lies in the store."""
+        return self.key(DATASET_FILE)
+
+    @property
+    def rejected_key(self) -> str:
+        """Where the pairs lie that the teacher could not write well enough."""
+        return self.key(REJECTED_FILE)
+
+    @property
+    def manifest_key(self) -> str:
+        """Where the manifest of the dataset lies in the store."""
+        return self.key(MANIFEST_FILE)
+
+    @property
+    def folder(self) -> str:
+        """The style's folder in the store."""
+        return f"{self.ledger.run_id}/{self.name}"
+
+    def key(self, name: str) -> str:
+        """Where one of the style's files lies in the store."""
+        return f"{self.folder}/{name}"
 
 
-def _numbers_among(files: Iterable[str], step: Step) -> set[int]:
-    """Of a style's files those of a step, by number."""
-    prefix = f"{step}-"
-    return {int(name[len(prefix) : -len(".json")]) for name in files if name.startswith(prefix)}
+def _read(store: Store, key: str, kind: type[Kind]) -> Kind | None:
+    """The entry under ``key``, or None.
 
-
-def pause_state(pause: dict[str, Any]) -> str:
-    """The state of a run that waits for a person: ``budget_stopped`` or ``paused``."""
-    return "budget_stopped" if pause["reason"] == "budget_stopped" else "paused"
+    Raises:
+        StoreError: it is damaged.
+    """
+    content = store.read_json(key)
+    if content is None:
+        return None
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise StoreError(f"{store.path(key)} is no {kind.__name__} entry: {found}. Delete it and resume") from None
 
 
 # A run's specification never changes, so a worker reads it once.
@@ -324,7 +389,7 @@ def _load_spec(url: str, run_id: str) -> RunSpec:
 
 @lru_cache(maxsize=64)
 def _load_batches(url: str, run_id: str, style: str) -> tuple[BatchSpec, ...]:
-    content = Store(url).require_json(f"{run_id}/{style}/batches.json")
+    content = Store(url).require_json(f"{run_id}/{style}/{BATCHES_FILE}")
     return tuple(BatchSpec(**part | {"questions": tuple(part["questions"])}) for part in content)
 
 
@@ -333,19 +398,6 @@ def list_runs(store: Store) -> list[str]:
     return [name for name in store.names() if store.exists(f"{name}/{RUN_FILE}")]
 
 
-def missing_parts(ledger: Ledger, style: str, *, checks: bool) -> list[int]:
-    """Numbers of the parts that are still to do: baselines and cells, or the checks after them."""
-    spec = ledger.spec.evaluation
-    if spec is None:
-        return []
-    n_first, n_all = len(spec.first_parts), len(spec.parts)
-    done = ledger.done_numbers(style, "evaluated")
-    return [number for number in (range(n_first, n_all) if checks else range(n_first)) if number not in done]
-
-
-def done_parts(ledger: Ledger, style: str) -> dict[str, dict[str, Any]]:
-    """What became of the parts that are done, by name."""
-    spec = ledger.spec.evaluation
-    parts = enumerate(spec.parts if spec else [])
-    entries = {part: ledger.entry(style, "evaluated", number) for number, part in parts}
-    return {part: entry for part, entry in entries.items() if entry is not None}
+def open_runs(store: Store) -> list[Ledger]:
+    """The ledgers of all runs that may need the guard."""
+    return [Ledger(store, run_of(name)) for name in store.names(OPEN)]

@@ -6,32 +6,32 @@ from factory.counters import open_counters
 from factory.errors import RunPaused, StyleEnded
 from factory.log import log
 from factory.run.asking import spent_usd
-from factory.run.ledger import Ledger
+from factory.run.ledger import Ledger, Page
 from factory.teacher.endpoint import endpoint_name
 from factory.teacher.limits import WINDOW, Outcomes
 
 # ---- the pause
 
 
-def require_going_on(ledger: Ledger, style: str) -> None:
+def require_going_on(page: Page) -> None:
     """Go on only while the style has not ended and the run waits for nobody: asked before money is spent.
 
     Raises:
         StyleEnded: it was cancelled, or failed.
         RunPaused: the run waits for a person.
     """
-    require_unended(ledger, style)
-    require_unpaused(ledger)
+    require_unended(page)
+    require_unpaused(page.ledger)
 
 
-def require_unended(ledger: Ledger, style: str) -> None:
+def require_unended(page: Page) -> None:
     """Go on only while the style has not ended.
 
     Raises:
         StyleEnded: it was cancelled, or failed.
     """
-    if ledger.result(style) is not None:
-        raise StyleEnded(f"style {style!r} has ended")
+    if page.result is not None:
+        raise StyleEnded(f"style {page.name!r} has ended")
 
 
 def require_unpaused(ledger: Ledger) -> None:
@@ -42,14 +42,14 @@ def require_unpaused(ledger: Ledger) -> None:
     """
     pause = ledger.paused()
     if pause is not None:
-        raise RunPaused(pause["reason"], pause["message"])
+        raise RunPaused(pause.reason, pause.message)
 
 
 def pause_run(ledger: Ledger, reason: str, message: str) -> RunPaused:
     """Write down that the run waits for a person; gives the error to raise. The first reason stays."""
     pause = ledger.paused()
     if pause is not None:
-        return RunPaused(pause["reason"], pause["message"])
+        return RunPaused(pause.reason, pause.message)
     log.error("run paused: %s", message)
     ledger.pause(reason, message, spent_usd(ledger))
     return RunPaused(reason, message)

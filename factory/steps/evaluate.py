@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from factory.config import Settings
 from factory.errors import StoreError, TeacherRefused
@@ -18,7 +18,8 @@ from factory.evaluation.spec import EvaluationSpec
 from factory.files import sha256_of
 from factory.log import log
 from factory.run.asking import open_judge
-from factory.run.ledger import Ledger, done_parts, missing_parts
+from factory.run.entries import Ended, Measured, NotEvaluated
+from factory.run.ledger import Page
 from factory.run.pause import require_unended
 from factory.steps.resident import target_of
 from factory.teacher.client import Payer
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from factory.vector.vector import SteeringVector
 
 
-def evaluate_step(
-    ledger: Ledger, style: str, number: int, settings: Settings, broker_url: str = "", *, patient: bool = True
-) -> None:
+def evaluate_step(page: Page, number: int, settings: Settings, broker_url: str = "", *, patient: bool = True) -> None:
     """Do one part of a style's evaluation with the target model, and ask the judge if the run has one.
 
     ``broker_url``: where workers count calls and money together. Not ``patient``: without the judge.
@@ -41,38 +40,37 @@ def evaluate_step(
         StoreError: the vector, or a part that this one builds on, is missing.
         TeacherBusy: the judge is not through; answers and replies are kept, so try again.
     """
-    if ledger.entry(style, "evaluated", number):
+    if page.part(number):
         return
     from factory.evaluation.examiner import Examiner
 
-    spec = ledger.spec.evaluation
+    spec = page.ledger.spec.evaluation
     if spec is None:
         return
     part = spec.parts[number]
-    target = target_of(ledger.spec, settings)
-    scorer = _scorer(ledger, style, number, settings, broker_url) if patient else _missing_judge(spec)
-    vector, words = _vector(ledger, style), ledger.spec.style_run(style).style
-    examiner = Examiner(target, vector, words, spec, ledger.store, scorer)
-    ledger.record(style, "evaluated", number, examiner.examine(part, done_parts(ledger, style)))
+    target = target_of(page.ledger.spec, settings)
+    scorer = _scorer(page, number, settings, broker_url) if patient else _missing_judge(spec)
+    examiner = Examiner(target, _vector(page), page.style, spec, page.store, scorer)
+    page.record_part(number, examiner.examine(part, page.evaluated()))
     log.info("evaluation: %s done", part)
 
 
-def _scorer(ledger: Ledger, style: str, number: int, settings: Settings, broker_url: str) -> Scorer | None:
+def _scorer(page: Page, number: int, settings: Settings, broker_url: str) -> Scorer | None:
     """The run's judge, who has some minutes for this part; None without one."""
-    spec = ledger.spec.evaluation
+    spec = page.ledger.spec.evaluation
     if spec is None or spec.judge_model is None:
         return None
-    payer = Payer(ledger.run_id, style, -1 - number)  # below 0: no batch of pairs
+    payer = Payer(page.ledger.run_id, page.name, -1 - number)  # below 0: no batch of pairs
     try:
-        judge = open_judge(ledger, payer, settings, broker_url, spec.judge_model)
+        judge = open_judge(page.ledger, payer, settings, broker_url, spec.judge_model)
     except TeacherRefused as error:
         return _silent(spec.judge_model, str(error))
     judge = replace(judge, deadline=time.monotonic() + min(PATIENCE, settings.visibility_timeout / 5))
     return make_scorer(
         judge,
-        ledger.spec.style_run(style).style,
+        page.style,
         max_concurrent=settings.max_concurrent_calls,
-        may_go_on=lambda: require_unended(ledger, style),
+        may_go_on=lambda: require_unended(page),
     )
 
 
@@ -85,49 +83,55 @@ def _silent(model: str, why: str) -> Scorer:
     return lambda questions, answers: ({"model": model, "failed": why}, 0.0)
 
 
-def conclude_step(ledger: Ledger, style: str) -> None:
+def conclude_step(page: Page) -> None:
     """Write the verdict into the style's vector, and end the style.
 
     Raises:
         StoreError: a part is missing; the style can be resumed.
     """
-    if ledger.result(style) or ledger.spec.evaluation is None:
+    spec, reduced = page.ledger.spec, page.reduced()
+    if page.result or spec.evaluation is None:
         return
     from factory.evaluation.verdict import add_evaluation, conclude, specificity_of
 
-    missing = [*missing_parts(ledger, style, checks=False), *missing_parts(ledger, style, checks=True)]
-    if missing:
-        raise StoreError(f"style {style!r}: parts {missing} of its evaluation are missing; 'svf resume' does them")
-    done = done_parts(ledger, style)
-    styles = {part.style.name: part.style for part in ledger.spec.styles}
-    specificity = specificity_of(ledger.store.require_json(done["steered"]["answers"]), styles)
-    evaluation = conclude(styles[style], ledger.spec.evaluation, done, specificity)
-    content = add_evaluation(_vector(ledger, style), evaluation).to_pt()
-    ledger.store.write(ledger.vector_key(style), content)
+    missing = [*page.missing_parts(checks=False), *page.missing_parts(checks=True)]
+    if missing or reduced is None:
+        raise StoreError(f"style {page.name!r}: parts {missing} of its evaluation are missing; 'svf resume' does them")
+    done = page.evaluated()
+    styles = {part.style.name: part.style for part in spec.styles}
+    specificity = specificity_of(page.store.require_json(done["steered"]["answers"]), styles)
+    evaluation = conclude(page.style, spec.evaluation, done, specificity)
+    content = add_evaluation(_vector(page), evaluation).to_pt()
+    page.store.write(page.vector_key, content)
     log.info("evaluated: %s, effect %+.2f", evaluation.verdict, evaluation.effect)
-    reduced = ledger.entry(style, "reduced", 0) or {}
-    ledger.finish(style, {**reduced, "vector_sha256": sha256_of(content), **_in_short(evaluation)})
+    page.finish(Ended.after(reduced, _in_short(evaluation, sha256_of(content))))
 
 
-def _in_short(evaluation: Evaluation) -> dict[str, Any]:
+def _in_short(evaluation: Evaluation, vector_sha256: str) -> Measured:
     """What a person wants to know at once."""
-    shares = {name: evaluation.measured[name]["share"] for name in ("unsteered", "steered")}
-    return {"verdict": evaluation.verdict, "setting": evaluation.setting.describe(), **shares}
+    return Measured(
+        vector_sha256=vector_sha256,
+        verdict=evaluation.verdict,
+        setting=evaluation.setting.describe(),
+        unsteered=evaluation.measured["unsteered"]["share"],
+        steered=evaluation.measured["steered"]["share"],
+    )
 
 
-def give_up_evaluation(ledger: Ledger, style: str, reason: str) -> None:
+def give_up_evaluation(page: Page, reason: str) -> None:
     """End a style whose evaluation failed: its vector stays, without a verdict."""
-    reduced = ledger.entry(style, "reduced", 0)
-    if reduced and not ledger.result(style):
+    reduced = page.reduced()
+    if reduced and not page.result:
         log.error("evaluation failed: %s", reason)
-        message = f"made, but not evaluated: {reason}"
-        ledger.finish(style, {**reduced, "evaluation": "failed", "message": message})
+        page.finish(
+            Ended.after(reduced, NotEvaluated(evaluation="failed", message=f"made, but not evaluated: {reason}"))
+        )
 
 
-def _vector(ledger: Ledger, style: str) -> SteeringVector:
+def _vector(page: Page) -> SteeringVector:
     from factory.vector.vector import SteeringVector
 
-    content = ledger.store.read(ledger.vector_key(style))
+    content = page.store.read(page.vector_key)
     if content is None:
-        raise StoreError(f"the vector of style {style!r} is gone from the store; 'svf resume' makes it")
-    return SteeringVector.from_bytes(content, source=f"{style}.pt")
+        raise StoreError(f"the vector of style {page.name!r} is gone from the store; 'svf resume' makes it")
+    return SteeringVector.from_bytes(content, source=f"{page.name}.pt")

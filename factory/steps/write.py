@@ -8,13 +8,14 @@ from factory.log import log
 from factory.pairs.pair import ContrastivePair
 from factory.run.artifacts import put_pairs
 from factory.run.asking import open_teacher
-from factory.run.ledger import Ledger
+from factory.run.entries import Written
+from factory.run.ledger import Page
 from factory.run.pause import pause_run, require_calls_that_succeed, require_going_on
 from factory.teacher.client import Payer
 from factory.teacher.writing import PATIENCE, draw_bill, write_batch
 
 
-def write_step(ledger: Ledger, style: str, number: int, settings: Settings, broker_url: str) -> None:
+def write_step(page: Page, number: int, settings: Settings, broker_url: str) -> None:
     """Have the teacher write the pairs of one batch, and note where they lie and what they cost.
 
     ``broker_url``: where workers count calls and money together.
@@ -23,20 +24,21 @@ def write_step(ledger: Ledger, style: str, number: int, settings: Settings, brok
         TeacherBusy: the step must be tried again; replies that arrived are kept.
         RunPaused: the run waits for a person, as its ledger says from now on.
     """
-    if ledger.entry(style, "written", number) or ledger.entry(style, "extracted", number):  # done, or given up
+    if page.written(number) or page.extracted(number):  # done, or given up
         return
-    require_going_on(ledger, style)
-    part, spec = ledger.spec.style_run(style), ledger.spec.teacher
-    questions = ledger.batches(style)[number].questions
-    payer = Payer(ledger.run_id, style, number)
+    ledger = page.ledger
+    require_going_on(page)
+    style, spec = page.style, ledger.spec.teacher
+    questions = page.batches[number].questions
+    payer = Payer(ledger.run_id, page.name, number)
     try:
         teacher = open_teacher(ledger, payer, settings, broker_url)
         made = write_batch(
             teacher,
-            part.style,
+            style,
             questions,
             max_concurrent=settings.max_concurrent_calls,
-            may_go_on=lambda: require_going_on(ledger, style),
+            may_go_on=lambda: require_going_on(page),
             patience=min(PATIENCE, settings.visibility_timeout / 5),
         )
     except TeacherRefused as error:
@@ -47,15 +49,23 @@ def write_step(ledger: Ledger, style: str, number: int, settings: Settings, brok
     if made.has_unanswered:  # not recorded while calls fail: 'svf resume' asks again
         require_calls_that_succeed(ledger, broker_url)
     key = put_pairs(ledger.store, made.pairs, made.rejected)
-    bill = draw_bill(ledger.store, spec, part.style, questions, payer)
-    entry = {"key": key, "n_pairs": len(made.pairs), "reasons": made.reasons, "cost_usd": bill.spent_usd}
-    left_out = sorted({name for pair in made.pairs for name in _left_out(pair)})
-    entry |= {"left_out": left_out} if left_out else {}
-    calls = {"saved_usd": bill.saved_usd, "paid_calls": bill.paid_calls, "cached_calls": bill.cached_calls}
-    ledger.record(style, "written", number, entry | calls | {"paid_tokens": bill.paid_tokens})
+    bill = draw_bill(ledger.store, spec, style, questions, payer)
+    entry = Written(
+        key=key,
+        n_pairs=len(made.pairs),
+        reasons=made.reasons,
+        cost_usd=bill.spent_usd,
+        saved_usd=bill.saved_usd,
+        paid_calls=bill.paid_calls,
+        cached_calls=bill.cached_calls,
+        paid_tokens=bill.paid_tokens,
+    )
+    left_out = tuple(sorted({name for pair in made.pairs for name in _left_out(pair)}))
+    page.record("written", number, entry.model_copy(update={"left_out": left_out}) if left_out else entry)
     log.info(
         "batch %d: %d pairs written, %d rejected, $%.4f", number, len(made.pairs), len(made.rejected), bill.spent_usd
     )
+    # Only now: this batch is done and stays so, but the calls it took may show that the next would fail.
     require_calls_that_succeed(ledger, broker_url)
 
 

@@ -24,7 +24,7 @@ ROTATING = re.compile(r"_?apply_(multimodal_)?rotary")
 
 
 @dataclass(frozen=True)
-class Call:
+class WatchedCall:
     """One call that was watched: what was called, with what, and the tensors that it gave."""
 
     called: Callable[..., Any]
@@ -47,8 +47,8 @@ class LayerRotation:
     tokens swapped.
     """
 
-    turned: Call
-    angles: Call
+    turned: WatchedCall
+    angles: WatchedCall
     output: int
     start: int
     width: int
@@ -149,8 +149,8 @@ class Watched:
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
-    turning: dict[int, list[Call]] = field(default_factory=dict)
-    angles: list[Call] = field(default_factory=list)
+    turning: dict[int, list[WatchedCall]] = field(default_factory=dict)
+    angles: list[WatchedCall] = field(default_factory=list)
 
     def rotation(self) -> Rotation | None:
         """The rotation that was seen; None where a layer turned something in a way that is not understood."""
@@ -165,7 +165,7 @@ class Watched:
             layers.append(found)
         return Rotation(tuple(layers))
 
-    def _understand(self, call: Call, keys: Tensor, exact: bool) -> LayerRotation | None:
+    def _understand(self, call: WatchedCall, keys: Tensor, exact: bool) -> LayerRotation | None:
         """How ``call`` made ``keys`` [batch, n_heads, 1, head_dim], if it did and its angles are known."""
         given = [*call.arguments, *call.options.values()]
         angles = next(
@@ -181,7 +181,7 @@ class Watched:
                     part = keys[..., start : start + width]
                     fits = start >= 0 and part.shape == shown.shape
                     if fits and (not exact or torch.equal(part, shown.to(part.dtype))):
-                        kept = Call(call.called, call.arguments, call.options, ())
+                        kept = WatchedCall(call.called, call.arguments, call.options, ())
                         return LayerRotation(kept, angles, at, start, width, heads_first)
         return None
 
@@ -189,7 +189,7 @@ class Watched:
 @torch.inference_mode()
 def watch_keys(model: PreTrainedModel, token: int, positions: Sequence[int]) -> Watched:
     """Run one token at each of ``positions``, by itself, and see what becomes of its keys."""
-    watched, calls = Watched(), list[Call]()
+    watched, calls = Watched(), list[WatchedCall]()
 
     def seen(layer: int, keys: Tensor, values: Tensor) -> None:
         watched.keys[layer], watched.values[layer] = keys, values
@@ -210,7 +210,7 @@ def watch_keys(model: PreTrainedModel, token: int, positions: Sequence[int]) -> 
 
 
 @contextmanager
-def _watching(model: PreTrainedModel, turning: list[Call], angles: list[Call]) -> Iterator[None]:
+def _watching(model: PreTrainedModel, turning: list[WatchedCall], angles: list[WatchedCall]) -> Iterator[None]:
     """Note every call that turns states, and every one that gives angles."""
     with ExitStack() as stack:
         for name in {type(module).__module__ for module in model.modules()}:
@@ -224,21 +224,21 @@ def _watching(model: PreTrainedModel, turning: list[Call], angles: list[Call]) -
         yield
 
 
-def _noting(function: Callable[..., Any], calls: list[Call]) -> Callable[..., Any]:
+def _noting(function: Callable[..., Any], calls: list[WatchedCall]) -> Callable[..., Any]:
     def noted(*arguments: Any, **options: Any) -> Any:
         before = len(calls)
         result = function(*arguments, **options)
         del calls[before:]  # what it called itself is part of it
-        calls.append(Call(function, arguments, options, _tensors(result)))
+        calls.append(WatchedCall(function, arguments, options, _tensors(result)))
         return result
 
     return noted
 
 
 @contextmanager
-def _noting_module(module: nn.Module, calls: list[Call]) -> Iterator[None]:
+def _noting_module(module: nn.Module, calls: list[WatchedCall]) -> Iterator[None]:
     def note(called: nn.Module, arguments: Any, options: dict[str, Any], result: Any) -> None:
-        calls.append(Call(called, arguments, options, _tensors(result)))
+        calls.append(WatchedCall(called, arguments, options, _tensors(result)))
 
     handle = module.register_forward_hook(note, with_kwargs=True)
     try:

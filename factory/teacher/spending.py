@@ -172,7 +172,8 @@ class Purse:
         if not self.counters.set(lock, "1", nx=True, ex=FILLING):
             raise TeacherPaced("another worker counts what the run has spent", 1.0)
         try:
-            self.counters.hsetnx(self._keys[0], "spent", str(_nano(self.fill())))
+            if not self.counters.hexists(self._keys[0], "spent"):  # else another was done before we had the lock
+                self.counters.hsetnx(self._keys[0], "spent", str(_nano(self.fill())))
         finally:
             self.counters.delete(lock)
 

@@ -149,18 +149,20 @@ def wait(cluster: Cluster, styles: dict[str, int]) -> bool:
 
 
 def judge(cluster: Cluster, outcome: Outcome, styles: dict[str, int]) -> None:
+    from factory.run.progress import progress_of
+
     ledger = cluster.ledger()
     log = (cluster.folder / "events.log").read_text(errors="replace")
     outcome.bodies = log.count(" pairs made")
     outcome.repaired = sum(map(int, cluster.client().hvals("svf:repairs")))
     for style, pairs in styles.items():
-        result = ledger.result(style) or {}
-        if result.get("state") != "done":
-            outcome.completed, outcome.error = False, str(result.get("message"))
+        result = ledger.of(style).result
+        if result is None or result.state != "done":
+            outcome.completed, outcome.error = False, str(result and result.message)
             return
-        progress = ledger.progress(style)
+        progress = progress_of(ledger.of(style))
         outcome.pairs_right = progress.extracted + progress.failed == pairs
-        outcome.sha256 += result["vector_sha256"]
+        outcome.sha256 += result.vector_sha256
 
 
 def judge_payments(cluster: Cluster, outcome: Outcome, *, calls: int, in_flight: int) -> None:

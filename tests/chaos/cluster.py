@@ -248,7 +248,7 @@ class Cluster:
     def ended(self, styles: dict[str, int]) -> bool:
         try:
             ledger = self.ledger()
-            return all(ledger.result(style) is not None for style in styles)
+            return all(ledger.of(style).result is not None for style in styles)
         except ValueError:
             return False
 

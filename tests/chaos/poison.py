@@ -29,12 +29,12 @@ def poison(deaths: Path, step: str) -> Callable[[], None]:
 
         plain = getattr(workers.gpu, step)
 
-        def deadly(ledger: object, style: str, number: int, *rest: object, **named: object) -> None:
+        def deadly(page: object, number: int, *rest: object, **named: object) -> None:
             if number == 2:
                 with deaths.open("a") as file:
                     file.write("x")
                 os.kill(os.getpid(), signal.SIGKILL)
-            plain(ledger, style, number, *rest, **named)
+            plain(page, number, *rest, **named)
 
         setattr(workers.gpu, step, deadly)
 
@@ -70,20 +70,21 @@ def main() -> int:
                 time.sleep(0.2)
             (style,) = STYLES
             ledger = cluster.ledger()
-            result, progress = ledger.result(style) or {"state": "hangs"}, ledger.progress(style)
             from factory.config import OutputSettings
             from factory.run.export import export_style
+            from factory.run.progress import progress_of
             from factory.vector.vector import SteeringVector
 
+            result, progress = ledger.of(style).result, progress_of(ledger.of(style))
+            state = result.state if result else "hangs"
             failed = None
-            if result["state"] == "done":
-                words = ledger.spec.style_run(style).style
-                exported = export_style(ledger, words, folder / "out", OutputSettings())
+            if state == "done":
+                exported = export_style(ledger.of(style), folder / "out", OutputSettings())
                 failed = SteeringVector.load(exported).metadata["pairs_failed"]
         finally:
             cluster.stop()
         found = {
-            "state": result["state"],
+            "state": state,
             "deaths": len(deaths.read_text()),
             "extracted": progress.extracted,
             "reasons": progress.reasons,

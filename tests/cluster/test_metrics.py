@@ -14,6 +14,7 @@ from factory.cluster.doctor import check_broker, check_store, check_workers
 from factory.cluster.metrics import metrics_text
 from factory.config import Settings
 from factory.planning.plan import plan_run
+from factory.run.entries import Extracted, Written
 from factory.run.ledger import Ledger
 from factory.store import Store
 from tests.conftest import ROOT
@@ -42,9 +43,9 @@ def test_metrics_tell_what_waits_how_long_what_was_repaired_and_how_far_runs_are
     ledger.create(plan.spec, plan.batches)
     ledger.mark_open()
     extracted = {"key": "a", "n_pairs": 15, "reasons": {"too_long": 1}, "peak_memory_mib": 3}
-    ledger.record(STYLE, "extracted", 0, extracted)
+    ledger.of(STYLE).record("extracted", 0, Extracted.model_validate(extracted))
     paid = {"cost_usd": 0.5, "paid_tokens": {"input": 200, "output": 120}}
-    ledger.record(STYLE, "written", 0, {"key": "b", "n_pairs": 2, **paid})
+    ledger.of(STYLE).record("written", 0, Written.model_validate({"key": "b", "n_pairs": 2, **paid}))
     client.lpush("gpu", json.dumps({"headers": {"id": "x", "sent_at": time.time() - 100}}))
     client.hset("unacked", "t", json.dumps([{"headers": {"id": "y"}}, "gpu", "gpu"]))
     client.hincrby("svf:repairs", "body", 2)
@@ -163,4 +164,4 @@ def test_a_cancelled_run_ends_and_can_be_resumed(svf, broker, client, tmp_path, 
     assert svf("cancel", run, **place).out == f"run {run}: had ended already\n"
     resumed = svf("resume", run, **place)
     assert (resumed.status, resumed.out) == (0, f"run {run}: goes on with {STYLE}\n")
-    assert Ledger(Store(str(tmp_path / "store")), run).result(STYLE) is None
+    assert Ledger(Store(str(tmp_path / "store")), run).of(STYLE).result is None

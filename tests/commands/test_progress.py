@@ -5,7 +5,8 @@ import re
 
 from rich.console import Console
 
-from factory.commands.progress import progress_of, watch
+from factory.commands.progress import watch
+from factory.run.progress import progress_of
 from factory.steps.evaluate import give_up_evaluation
 from factory.store import Store
 from tests.evaluated import make_run
@@ -17,7 +18,7 @@ def test_without_a_terminal_a_run_is_told_in_plain_lines_as_it_moves(target_fold
 
     def end_it_once_something_was_said():
         if said.getvalue():
-            give_up_evaluation(ledger, "step_by_step_reasoning", "not wanted")
+            give_up_evaluation(ledger.of("step_by_step_reasoning"), "not wanted")
 
     watch(ledger, Console(file=said, markup=False), end_it_once_something_was_said)
     first, last = said.getvalue().splitlines()
@@ -31,6 +32,6 @@ def test_a_look_at_a_run_lists_the_folder_of_each_style_once(target_folder, tmp_
     listed = []
     names = Store.names
     monkeypatch.setattr(Store, "names", lambda store, folder=None: listed.append(folder) or names(store, folder))
-    (state,) = progress_of(ledger, {})
+    state = progress_of(ledger.of("step_by_step_reasoning"))
     assert (state.written, state.extracted, state.evaluated) == (6, 6, 0)
     assert listed == [f"{ledger.run_id}/step_by_step_reasoning"]

@@ -25,6 +25,7 @@ from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.styles import Style, load_style
 from factory.planning.specify import plan_evaluation
 from factory.run.ledger import Ledger
+from factory.run.progress import progress_of
 from factory.steps.evaluate import conclude_step, evaluate_step, give_up_evaluation
 from factory.store import Store
 from factory.vector.steer import Steering, as_messages, generate_batch
@@ -332,12 +333,12 @@ def run(target_folder, tmp_path, store):
 
 def test_a_style_is_done_only_after_its_evaluation(run):
     ledger, style, settings = run
-    assert ledger.progress(style).state == "evaluating"
+    assert progress_of(ledger.of(style)).state == "evaluating"
     do_evaluation(ledger, style, settings)
-    assert ledger.progress(style).evaluated == ledger.progress(style).parts
-    conclude_step(ledger, style)
-    assert ledger.progress(style).state == "done"
-    vector = SteeringVector.from_bytes(ledger.store.read(ledger.vector_key(style)), "x.pt")
+    assert progress_of(ledger.of(style)).evaluated == progress_of(ledger.of(style)).parts
+    conclude_step(ledger.of(style))
+    assert progress_of(ledger.of(style)).state == "done"
+    vector = SteeringVector.from_bytes(ledger.store.read(ledger.of(style).vector_key), "x.pt")
     assert vector.metadata["verdict"]
     assert vector.metadata["evaluation"]["capability"]["n"] == 12
 
@@ -347,9 +348,9 @@ def test_an_evaluation_that_runs_twice_gives_the_same_bytes(run):
     contents = []
     for _ in range(2):
         do_evaluation(ledger, style, settings)
-        ledger.reopen(style)
-        conclude_step(ledger, style)
-        contents.append(ledger.store.read(ledger.vector_key(style)))
+        ledger.of(style).reopen()
+        conclude_step(ledger.of(style))
+        contents.append(ledger.store.read(ledger.of(style).vector_key))
         for name in ledger.store.names(f"{ledger.run_id}/{style}"):
             if name.startswith("evaluated-"):
                 ledger.store.delete(f"{ledger.run_id}/{style}/{name}")
@@ -359,19 +360,19 @@ def test_an_evaluation_that_runs_twice_gives_the_same_bytes(run):
 
 def test_a_verdict_waits_for_every_part(run):
     ledger, style, settings = run
-    evaluate_step(ledger, style, 0, settings)
+    evaluate_step(ledger.of(style), 0, settings)
     with pytest.raises(StoreError, match="missing"):
-        conclude_step(ledger, style)
-    assert ledger.result(style) is None
+        conclude_step(ledger.of(style))
+    assert ledger.of(style).result is None
 
 
 def test_a_failed_evaluation_does_not_lose_the_vector(run):
     ledger, style, _ = run
-    before = ledger.store.read(ledger.vector_key(style))
-    give_up_evaluation(ledger, style, "the gpu is gone")
-    assert ledger.progress(style).state == "done"
-    assert "the gpu is gone" in ledger.progress(style).message
-    assert ledger.store.read(ledger.vector_key(style)) == before
+    before = ledger.store.read(ledger.of(style).vector_key)
+    give_up_evaluation(ledger.of(style), "the gpu is gone")
+    assert progress_of(ledger.of(style)).state == "done"
+    assert "the gpu is gone" in progress_of(ledger.of(style)).message
+    assert ledger.store.read(ledger.of(style).vector_key) == before
 
 
 @pytest.fixture
@@ -399,8 +400,8 @@ def test_a_run_through_the_queue_ends_with_the_verdict_of_the_steps_done_here(ev
     queued = SteeringVector.load(tmp_path / "out" / "steering_vectors" / "step_by_step_reasoning.pt")
     ledger, style, settings = run
     do_evaluation(ledger, style, settings)
-    conclude_step(ledger, style)
-    here = SteeringVector.from_bytes(ledger.store.read(ledger.vector_key(style)), "x.pt")
+    conclude_step(ledger.of(style))
+    here = SteeringVector.from_bytes(ledger.store.read(ledger.of(style).vector_key), "x.pt")
     assert queued == here
     assert queued.metadata["evaluation"] == here.metadata["evaluation"]
     assert queued.metadata["verdict"] in said.out

@@ -88,8 +88,8 @@ def test_a_vector_knows_what_its_pairs_ask_so_that_it_is_not_evaluated_on_it(tar
     from factory.vector.vector import SteeringVector
 
     ledger, _ = make_run(target_folder, tmp_path, store, [STYLE])
-    vector = SteeringVector.from_bytes(store.read(ledger.vector_key(STYLE)), "v.pt")
-    pairs = [json.loads(line) for line in store.read(ledger.dataset_key(STYLE)).decode().splitlines()[1:]]
+    vector = SteeringVector.from_bytes(store.read(ledger.of(STYLE).vector_key), "v.pt")
+    pairs = [json.loads(line) for line in store.read(ledger.of(STYLE).dataset_key).decode().splitlines()[1:]]
     assert vector.metadata[QUESTION_HASHES] == hash_questions(pair["question"] for pair in pairs)
     vector.save(tmp_path / "v.pt")
     (tmp_path / "asked.txt").write_text("\n".join([*(pair["question"] for pair in pairs), *NEW[:2]]))

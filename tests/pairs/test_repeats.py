@@ -18,7 +18,9 @@ from factory.pairs.repeats import SAME_ANSWER, SAME_QUESTION, SHELF, are_alike, 
 from factory.pipeline import build_vector
 from factory.planning.plan import plan_pairs, plan_run
 from factory.run.artifacts import put_pairs
+from factory.run.entries import Written
 from factory.run.ledger import Ledger
+from factory.run.progress import progress_of
 from factory.steps.extract import extract_step
 from factory.steps.reduce import reduce_step
 from factory.store import Store
@@ -189,12 +191,12 @@ def written_run(target_folder, folder, order):
                 LOCAL["styles"][0],
                 batch=number,
             )
-            for at, question in enumerate(ledger.batches(LOCAL["styles"][0])[number].questions, start=4 * number)
+            for at, question in enumerate(ledger.of(LOCAL["styles"][0]).batches[number].questions, start=4 * number)
         ]
         key = put_pairs(store, pairs, [])
-        ledger.record(LOCAL["styles"][0], "written", number, {"key": key, "n_pairs": len(pairs), "reasons": {}})
-        extract_step(ledger, LOCAL["styles"][0], number, settings)
-    reduce_step(ledger, LOCAL["styles"][0])
+        ledger.of(LOCAL["styles"][0]).record("written", number, Written(key=key, n_pairs=len(pairs)))
+        extract_step(ledger.of(LOCAL["styles"][0]), number, settings)
+    reduce_step(ledger.of(LOCAL["styles"][0]))
     return ledger
 
 
@@ -202,31 +204,31 @@ def test_a_pair_that_repeats_one_of_another_batch_does_not_count_whoever_wrote_f
     style = LOCAL["styles"][0]
     runs = [written_run(target_folder, tmp_path / str(n), order) for n, order in enumerate([(0, 1, 2), (2, 1, 0)])]
     ledger, other = runs
-    content = ledger.store.read(ledger.vector_key(style))
-    assert content == other.store.read(other.vector_key(style))
+    content = ledger.store.read(ledger.of(style).vector_key)
+    assert content == other.store.read(other.of(style).vector_key)
     vector = SteeringVector.from_bytes(content, "x.pt")
     ids = [pair_id for batch in range(3) for pair_id in ids_of(ledger, style, batch)]
     assert vector.metadata["failures"] == [{"pair_id": ids[9], "reason": "duplicate"}]
     assert (vector.metadata["total_pairs"], vector.metadata["pairs_used"]) == (12, 11)
-    assert (ledger.progress(style).failed, ledger.progress(style).reasons) == (1, {"duplicate": 1})
-    manifest = ledger.store.read_json(ledger.manifest_key(style))
+    assert (progress_of(ledger.of(style)).failed, progress_of(ledger.of(style)).reasons) == (1, {"duplicate": 1})
+    manifest = ledger.store.read_json(ledger.of(style).manifest_key)
     assert (manifest["pairs"], manifest["rejected"]) == (11, {"duplicate": 1})
-    assert ids[1].encode() in ledger.store.read(ledger.rejected_key(style))
+    assert ids[1].encode() in ledger.store.read(ledger.of(style).rejected_key)
 
 
 def ids_of(ledger, style, number):
     from factory.run.artifacts import batch_of
 
-    return [pair.pair_id for pair in batch_of(ledger, style, number)[0]]
+    return [pair.pair_id for pair in batch_of(ledger.of(style), number)[0]]
 
 
 def test_the_dataset_of_a_run_with_a_repeat_gives_the_same_vector_again(target_folder, target, tmp_path):
     style = LOCAL["styles"][0]
     ledger = written_run(target_folder, tmp_path / "run", (1, 0, 2))
-    vector = SteeringVector.from_bytes(ledger.store.read(ledger.vector_key(style)), "x.pt")
+    vector = SteeringVector.from_bytes(ledger.store.read(ledger.of(style).vector_key), "x.pt")
     file = tmp_path / "again" / "datasets" / f"{style}_pairs.jsonl"
     file.parent.mkdir(parents=True)
-    file.write_bytes(ledger.store.read(ledger.dataset_key(style)))
+    file.write_bytes(ledger.store.read(ledger.of(style).dataset_key))
     again = build_vector(load_dataset(file)[1], target, style=style)
     assert torch.equal(again.value_vector, vector.value_vector)
     assert again.metadata["pairs_used"] == 11

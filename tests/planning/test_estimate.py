@@ -147,7 +147,7 @@ def test_the_parameters_counted_are_those_of_the_layers_that_are_read(target, ta
 
 def test_runs_of_the_same_kind_in_the_store_say_how_long_it_takes(target_folder, tmp_path, store):
     ledger, settings = make_run(target_folder, tmp_path, store, NEW["styles"])
-    seconds = ledger.entry(NEW["styles"][0], "extracted", 0)["seconds"]
+    seconds = ledger.of(NEW["styles"][0]).extracted(0).seconds
     found = estimate_run(settings, store, tmp_path, limit=12).reading
     assert found.basis == (
         "measured: 1 batches in this store with the same model, layers and recipe; they are few, so half and twice that"

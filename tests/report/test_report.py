@@ -17,7 +17,7 @@ from factory.errors import StoreError
 from factory.pairs.styles import load_style
 from factory.report import figures
 from factory.report.page import examples, highlight, render_report, write_report
-from factory.report.timing import done_parts_of, time_phases, time_workers
+from factory.report.timing import time_phases, time_workers, timeline
 from factory.run.ledger import Ledger
 from factory.store import Store
 from tests.endpoint import running_endpoint
@@ -101,7 +101,7 @@ def test_every_figure_speaks_to_screen_readers_and_takes_the_pages_colour(page):
 def test_the_verdict_and_the_measured_shares_stand_in_the_summary(ledger, page):
     summary = page[page.index('id="summary"') : page.index(f'<section id="{STYLES[0]}"')]
     for style in STYLES:
-        assert ledger.result(style)["verdict"] in summary
+        assert ledger.of(style).result.verdict in summary
 
 
 def table_of(page, style):
@@ -157,7 +157,7 @@ def test_a_text_with_markup_in_it_is_shown_and_not_obeyed():
 def test_answers_are_side_by_side_for_every_held_out_question(ledger, page):
     for question in ledger.spec.evaluation.questions:
         assert page.count(f"<b>{question}</b>".replace("'", "&#39;")) == len(STYLES)
-    rows = examples(ledger, load_style(STYLES[0]))
+    rows = examples(ledger.of(STYLES[0]))
     assert len(rows) == 3
     assert set(rows[0]["answers"]) == {"unsteered", "prompted", "steered"}
 
@@ -175,7 +175,7 @@ def test_the_report_lies_in_the_runs_folder(ledger):
 
 
 def test_every_part_of_the_run_is_in_the_timing_of_its_phase_and_its_worker(ledger, page):
-    parts = done_parts_of(ledger)
+    parts = timeline(ledger)
     by_style, by_worker = time_phases(parts), time_workers(parts)
 
     evaluated = len(ledger.spec.evaluation.parts) * len(STYLES)
@@ -187,7 +187,7 @@ def test_every_part_of_the_run_is_in_the_timing_of_its_phase_and_its_worker(ledg
 
 
 def test_a_damaged_answer_is_named_rather_than_shown(ledger):
-    key = ledger.entry(STYLES[0], "evaluated", 0)["answers"]
+    key = ledger.of(STYLES[0]).part(0)["answers"]
     kept = ledger.store.read(key)
     try:
         ledger.store.write(key, b"{}")

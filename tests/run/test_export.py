@@ -15,6 +15,7 @@ from factory.pairs.pair import ContrastivePair
 from factory.planning.plan import plan_run
 from factory.run.artifacts import put_pairs
 from factory.run.dataset import write_dataset
+from factory.run.entries import Written
 from factory.run.export import export_style, write_dataset_file
 from factory.run.ledger import Ledger
 from factory.steps.evaluate import give_up_evaluation
@@ -31,21 +32,21 @@ def made(target_folder, tmp_path, store, *, keep: bool) -> tuple[Ledger, object]
         "extraction_config": {"target_layers": "all", "recipe": "response_last", "batch_size": 4},
     }
     ledger, settings = make_run(target_folder, tmp_path, store, [STYLE], changes)
-    give_up_evaluation(ledger, STYLE, "not wanted here")
+    give_up_evaluation(ledger.of(STYLE), "not wanted here")
     return ledger, settings
 
 
 def test_differences_of_single_pairs_are_written_when_wanted_and_average_to_the_vector(target_folder, tmp_path, store):
     ledger, settings = made(target_folder, tmp_path, store, keep=True)
-    path = export_style(ledger, ledger.spec.style_run(STYLE).style, tmp_path / "out", settings.output_config)
+    path = export_style(ledger.of(STYLE), tmp_path / "out", settings.output_config)
     files = sorted((tmp_path / "out" / "intermediate" / STYLE).iterdir())
-    assert [file.name for file in files] == [f"batch-{n:05d}.safetensors" for n in range(len(ledger.batches(STYLE)))]
+    assert [file.name for file in files] == [f"batch-{n:05d}.safetensors" for n in range(len(ledger.of(STYLE).batches))]
     pair_ids, values = [], []
     for file in files:
         with safe_open(file, "pt") as content:
             pair_ids += json.loads(content.metadata()["pair_ids"])
             values.append(content.get_tensor("values"))
-    dataset = store.read(ledger.dataset_key(STYLE)).decode().splitlines()[1:]
+    dataset = store.read(ledger.of(STYLE).dataset_key).decode().splitlines()[1:]
     assert pair_ids == [json.loads(line)["pair_id"] for line in dataset]
     vector = SteeringVector.load(path)
     assert torch.allclose(torch.cat(values).double().mean(dim=0).float(), vector.value_vector, atol=1e-6)
@@ -53,15 +54,15 @@ def test_differences_of_single_pairs_are_written_when_wanted_and_average_to_the_
 
 def test_nothing_of_single_pairs_is_written_by_default(target_folder, tmp_path, store):
     ledger, settings = made(target_folder, tmp_path, store, keep=False)
-    export_style(ledger, ledger.spec.style_run(STYLE).style, tmp_path / "out", settings.output_config)
+    export_style(ledger.of(STYLE), tmp_path / "out", settings.output_config)
     assert not (tmp_path / "out" / "intermediate").exists()
 
 
 def test_differences_that_are_gone_are_named(target_folder, tmp_path, store):
     ledger, settings = made(target_folder, tmp_path, store, keep=True)
-    store.delete(ledger.entry(STYLE, "extracted", 0)["key"])
+    store.delete(ledger.of(STYLE).extracted(0).key)
     with pytest.raises(StoreError, match="batch 0"):
-        export_style(ledger, ledger.spec.style_run(STYLE).style, tmp_path / "out", settings.output_config)
+        export_style(ledger.of(STYLE), tmp_path / "out", settings.output_config)
 
 
 def dataset_of(count, start=0):
@@ -74,7 +75,7 @@ def test_a_dataset_that_a_run_did_not_extend_is_left_to_the_byte(target_folder, 
     mine = tmp_path / "out" / "datasets" / f"{STYLE}_pairs.jsonl"
     mine.parent.mkdir(parents=True)
     mine.write_text(dataset_of(40))
-    export_style(ledger, ledger.spec.style_run(STYLE).style, tmp_path / "out", settings.output_config)
+    export_style(ledger.of(STYLE), tmp_path / "out", settings.output_config)
     assert mine.read_text() == dataset_of(40), "the run used six pairs of another dataset"
 
 
@@ -122,16 +123,16 @@ def test_a_dataset_that_came_after_the_plan_is_replaced_only_where_that_was_aske
     plan = plan_run(Settings(**given, regenerate_datasets=regenerate), store, tmp_path)
     ledger = Ledger(store, plan.spec.run_id)
     ledger.create(plan.spec, plan.batches)
-    (batch,) = ledger.batches(STYLE)
+    (batch,) = ledger.of(STYLE).batches
     new = [ContrastivePair(question, "Step 1: yes", "no", STYLE, batch=0) for question in batch.questions]
-    ledger.record(STYLE, "written", 0, {"key": put_pairs(store, new, []), "n_pairs": 2, "reasons": {}})
-    write_dataset(ledger, STYLE, {})
+    ledger.of(STYLE).record("written", 0, Written(key=put_pairs(store, new, []), n_pairs=2))
+    write_dataset(ledger.of(STYLE), {})
     nothing = torch.zeros(1, 1, 2)
-    store.write(ledger.vector_key(STYLE), SteeringVector(STYLE, nothing, nothing, [0], "m").to_pt())
+    store.write(ledger.of(STYLE).vector_key, SteeringVector(STYLE, nothing, nothing, [0], "m").to_pt())
     mine = dataset_path(tmp_path, STYLE)
     mine.parent.mkdir()
     mine.write_text(dataset_of(4))
-    export_style(ledger, ledger.spec.style_run(STYLE).style, tmp_path, Settings().output_config)
+    export_style(ledger.of(STYLE), tmp_path, Settings().output_config)
     old = [] if regenerate else [f"Why {n}?" for n in range(4)]
     assert [pair.question for pair in load_pairs(mine)] == [*old, *(pair.question for pair in new)]
     assert mine.with_name(f"{STYLE}_pairs_before.jsonl").exists() is regenerate

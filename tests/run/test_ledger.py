@@ -8,7 +8,9 @@ from factory.config import Settings
 from factory.errors import ConfigError, StoreError
 from factory.pairs.dataset import format_dataset
 from factory.planning.plan import plan_run
+from factory.run.entries import Ended, Extracted
 from factory.run.ledger import Ledger, list_runs
+from factory.run.progress import progress_of
 from factory.run.spec import new_run_id
 from factory.store import Store
 from tests.conftest import ROOT
@@ -33,7 +35,7 @@ def test_what_is_created_reads_back_the_same_on_another_machine(store, tmp_path)
     Ledger(store, plan.spec.run_id).create(plan.spec, plan.batches)
     elsewhere = Ledger(Store(store.url), plan.spec.run_id)
     assert elsewhere.spec == plan.spec
-    assert list(elsewhere.batches(STYLE)) == plan.batches[STYLE]
+    assert list(elsewhere.of(STYLE).batches) == plan.batches[STYLE]
 
 
 def test_a_run_that_is_not_there_is_named(store):
@@ -52,9 +54,9 @@ def test_a_style_that_the_run_does_not_make_is_named(ledger):
 
 
 def test_a_new_run_waits_and_misses_every_batch(ledger):
-    progress = ledger.progress(STYLE)
+    progress = progress_of(ledger.of(STYLE))
     assert (progress.state, progress.pairs, progress.written, progress.extracted) == ("waiting", 48, 48, 0)
-    assert ledger.missing_numbers(STYLE) == [0, 1, 2]
+    assert ledger.of(STYLE).missing_numbers() == [0, 1, 2]
 
 
 @given(done=st.lists(st.integers(0, 2), max_size=6))
@@ -62,39 +64,39 @@ def test_what_is_missing_is_what_was_not_written_down_in_any_order_and_twice(tmp
     folder = tmp_path_factory.mktemp("run")
     ledger = submitted(Store(str(folder / "store")), folder)
     for number in done:
-        ledger.record(STYLE, "extracted", number, {"key": f"batches/{number}", "n_pairs": 16, "reasons": {}})
-    assert ledger.missing_numbers(STYLE) == sorted({0, 1, 2} - set(done))
-    progress = ledger.progress(STYLE)
+        ledger.of(STYLE).record("extracted", number, Extracted(key=f"batches/{number}", n_pairs=16, reasons={}))
+    assert ledger.of(STYLE).missing_numbers() == sorted({0, 1, 2} - set(done))
+    progress = progress_of(ledger.of(STYLE))
     assert progress.extracted == 16 * len(set(done))
     assert progress.state == ("running" if done else "waiting")
 
 
 def test_failed_pairs_are_counted_by_reason(ledger):
-    ledger.record(STYLE, "extracted", 0, {"key": "a", "n_pairs": 14, "reasons": {"too_long": 2}})
-    ledger.record(STYLE, "extracted", 1, {"key": "b", "n_pairs": 15, "reasons": {"too_long": 1}})
-    progress = ledger.progress(STYLE)
+    ledger.of(STYLE).record("extracted", 0, Extracted(key="a", n_pairs=14, reasons={"too_long": 2}))
+    ledger.of(STYLE).record("extracted", 1, Extracted(key="b", n_pairs=15, reasons={"too_long": 1}))
+    progress = progress_of(ledger.of(STYLE))
     assert (progress.extracted, progress.failed, progress.reasons) == (29, 3, {"too_long": 3})
 
 
 def test_a_finished_style_can_be_reopened_and_keeps_its_batches(ledger):
-    ledger.record(STYLE, "extracted", 0, {"key": "a", "n_pairs": 16, "reasons": {}})
-    ledger.finish(STYLE, {"state": "failed", "message": "no luck"})
-    assert ledger.progress(STYLE).state == "failed"
-    assert ledger.progress(STYLE).message == "no luck"
-    ledger.reopen(STYLE)
-    assert ledger.result(STYLE) is None
-    assert ledger.missing_numbers(STYLE) == [1, 2]
+    ledger.of(STYLE).record("extracted", 0, Extracted(key="a", n_pairs=16, reasons={}))
+    ledger.of(STYLE).finish(Ended(state="failed", message="no luck"))
+    assert progress_of(ledger.of(STYLE)).state == "failed"
+    assert progress_of(ledger.of(STYLE)).message == "no luck"
+    ledger.of(STYLE).reopen()
+    assert ledger.of(STYLE).result is None
+    assert ledger.of(STYLE).missing_numbers() == [1, 2]
 
 
 def test_a_damaged_entry_is_noticed_not_counted(ledger, store):
-    ledger.record(STYLE, "extracted", 0, {"key": "a", "n_pairs": 16, "reasons": {}})
+    ledger.of(STYLE).record("extracted", 0, Extracted(key="a", n_pairs=16, reasons={}))
     path = store.path(f"{ledger.run_id}/{STYLE}/extracted-000000.json")
     with open(path, "r+") as file:
         text = file.read().replace("16", "99")
         file.seek(0)
         file.write(text)
     with pytest.raises(StoreError, match="SHA-256 does not match"):
-        Ledger(store, ledger.run_id).progress(STYLE)
+        progress_of(Ledger(store, ledger.run_id).of(STYLE))
 
 
 def test_run_ids_sort_by_time_and_differ():
@@ -112,7 +114,7 @@ def test_the_runs_of_a_store_are_listed_and_its_other_folders_are_not(store, tmp
 
 def test_pairs_are_kept_once_however_many_runs_use_them(store, tmp_path):
     first, second = submitted(store, tmp_path), submitted(store, tmp_path)
-    keys = {batch.pairs_key for ledger in (first, second) for batch in ledger.batches(STYLE)}
+    keys = {batch.pairs_key for ledger in (first, second) for batch in ledger.of(STYLE).batches}
     assert len(keys) == 3
     assert len(store.names("pairs")) == 3
 

@@ -13,6 +13,7 @@ from factory.pairs.styles import load_style, parse_style
 from factory.planning.plan import plan_run
 from factory.planning.specify import plan_teacher
 from factory.run.ledger import Ledger
+from factory.run.progress import progress_of
 from factory.steps.evaluate import conclude_step, evaluate_step
 from factory.teacher.client import Payer, Teacher, stored_reply
 from factory.teacher.connection import open_client
@@ -48,7 +49,7 @@ def judged(target_folder, tmp_path, store, endpoint) -> tuple[Ledger, Settings]:
 
 
 def vector_of(ledger: Ledger) -> SteeringVector:
-    content = ledger.store.read(ledger.vector_key(STYLE))
+    content = ledger.store.read(ledger.of(STYLE).vector_key)
     assert content is not None
     return SteeringVector.from_bytes(content, "x.pt")
 
@@ -56,7 +57,7 @@ def vector_of(ledger: Ledger) -> SteeringVector:
 def test_a_judge_scores_every_state_and_setting_and_is_paid_once(judged, endpoint):
     ledger, settings = judged
     do_evaluation(ledger, STYLE, settings)
-    conclude_step(ledger, STYLE)
+    conclude_step(ledger.of(STYLE))
     found = vector_of(ledger).metadata["evaluation"]
     spec = ledger.spec.evaluation
     assert set(found["judged"]) == {"unsteered", "prompted", "steered", "random", "negated"}
@@ -65,7 +66,7 @@ def test_a_judge_scores_every_state_and_setting_and_is_paid_once(judged, endpoin
     assert all(scores["style"] in (70.0, None) and scores["coherence"] in (30.0, None) for scores in scored)
     assert max(scores["n"] for scores in scored) > 0
     assert set(endpoint.paid.values()) == {1}
-    assert ledger.progress(STYLE).spent_usd == pytest.approx(len(endpoint.paid) * USUAL)
+    assert progress_of(ledger.of(STYLE)).spent_usd == pytest.approx(len(endpoint.paid) * USUAL)
     assert "share" in found["measured"]["steered"]  # the markers' figures stay
 
 
@@ -74,9 +75,9 @@ def test_a_second_evaluation_asks_nobody_and_gives_the_same_bytes(judged, endpoi
     contents = []
     for _ in range(2):
         do_evaluation(ledger, STYLE, settings)
-        conclude_step(ledger, STYLE)
-        contents.append(ledger.store.read(ledger.vector_key(STYLE)))
-        for name in ledger.files(STYLE):
+        conclude_step(ledger.of(STYLE))
+        contents.append(ledger.store.read(ledger.of(STYLE).vector_key))
+        for name in ledger.of(STYLE).listing().names:
             if name.startswith("evaluated-") or name == "result.json":
                 ledger.store.delete(f"{ledger.run_id}/{STYLE}/{name}")
         ledger = Ledger(ledger.store, ledger.run_id)
@@ -88,8 +89,8 @@ def test_a_judge_who_refuses_leaves_the_verdict_by_markers(judged, endpoint):
     ledger, settings = judged
     endpoint.status = 401
     do_evaluation(ledger, STYLE, settings)
-    conclude_step(ledger, STYLE)
-    assert ledger.progress(STYLE).state == "done"
+    conclude_step(ledger.of(STYLE))
+    assert progress_of(ledger.of(STYLE)).state == "done"
     found = vector_of(ledger).metadata["evaluation"]
     assert "401" in found["judged"]["steered"]["failed"]
     assert found["verdict"]
@@ -100,10 +101,10 @@ def test_a_judge_who_is_away_sends_the_part_back_until_patience_ends(judged, end
     monkeypatch.setattr("factory.steps.evaluate.PATIENCE", 0.0)
     endpoint.status = 503
     with pytest.raises(TeacherBusy):
-        evaluate_step(ledger, STYLE, 0, settings)
-    assert ledger.entry(STYLE, "evaluated", 0) is None
-    evaluate_step(ledger, STYLE, 0, settings, patient=False)
-    assert "in time" in ledger.entry(STYLE, "evaluated", 0)["judged"]["failed"]
+        evaluate_step(ledger.of(STYLE), 0, settings)
+    assert ledger.of(STYLE).part(0) is None
+    evaluate_step(ledger.of(STYLE), 0, settings, patient=False)
+    assert "in time" in ledger.of(STYLE).part(0)["judged"]["failed"]
 
 
 def test_a_judge_whom_nobody_could_ask_or_price_is_refused_while_planning(store, tmp_path, monkeypatch):
@@ -157,8 +158,8 @@ def test_a_real_model_judges_a_part_of_an_evaluation(target_folder, store, tmp_p
     pytest.importorskip("xllamacpp")
     with running_llama() as base_url:
         ledger, settings = make_run(target_folder, tmp_path, store, [STYLE], changes(base_url, "smollm2"))
-        evaluate_step(ledger, STYLE, 0, settings)
-    scores = ledger.entry(STYLE, "evaluated", 0)["judged"]
+        evaluate_step(ledger.of(STYLE), 0, settings)
+    scores = ledger.of(STYLE).part(0)["judged"]
     assert scores["n"] + scores["unreadable"] == len(ledger.spec.evaluation.questions)
     assert (scores["style"] is None) == (scores["n"] == 0)
 
@@ -166,7 +167,7 @@ def test_a_real_model_judges_a_part_of_an_evaluation(target_folder, store, tmp_p
 @pytest.mark.slow
 def test_svf_evaluate_shows_a_judge_s_scores_and_what_they_cost(svf, judged, endpoint, tmp_path):
     ledger, settings = judged
-    (tmp_path / "v.pt").write_bytes(ledger.store.read(ledger.vector_key(STYLE)))
+    (tmp_path / "v.pt").write_bytes(ledger.store.read(ledger.of(STYLE).vector_key))
     config = {
         "device": "cpu",
         "load_in_8bit": False,
@@ -193,7 +194,7 @@ def test_a_judge_in_the_queue_gives_the_bytes_of_one_asked_here_though_a_third_o
 ):
     ledger, settings = judged
     do_evaluation(ledger, STYLE, settings)
-    conclude_step(ledger, STYLE)
+    conclude_step(ledger.of(STYLE))
     with running_endpoint(fail=0.3) as flaky:
         flaky.answer = endpoint.answer
         config = {

@@ -19,6 +19,7 @@ from factory.errors import RunPaused, StyleEnded, TeacherPaced
 from factory.evaluation import judged
 from factory.planning.plan import plan_run
 from factory.run.asking import begin_spending, spent_usd
+from factory.run.entries import Ended
 from factory.run.ledger import Ledger
 from factory.run.pause import pause_run, reopen_run, require_unended
 from factory.steps.write import write_step
@@ -66,38 +67,38 @@ def test_an_account_s_error_pauses_the_run_and_costs_no_batch(store, tmp_path, b
     ledger = run_of(store, tmp_path)
     server.status = status
     with pytest.raises(RunPaused):
-        write_step(ledger, NAME, 0, SETTINGS, broker)
-    assert ledger.entry(NAME, "written", 0) is None
+        write_step(ledger.of(NAME), 0, SETTINGS, broker)
+    assert ledger.of(NAME).written(0) is None
     server.status = 200
     reopen_run(ledger, broker)
-    write_step(ledger, NAME, 0, SETTINGS, broker)
-    assert ledger.entry(NAME, "written", 0)["reasons"].get("bad_request") is None
+    write_step(ledger.of(NAME), 0, SETTINGS, broker)
+    assert "bad_request" not in ledger.of(NAME).written(0).reasons
 
 
 def test_nothing_is_asked_for_a_batch_that_was_given_up(store, tmp_path, broker, server):
     ledger = run_of(store, tmp_path)
-    ledger.give_up(NAME, 0, "worker_died")
+    ledger.of(NAME).give_up(0, "worker_died")
     server.status = 402  # a call would pause the run
-    write_step(ledger, NAME, 0, SETTINGS, broker)
+    write_step(ledger.of(NAME), 0, SETTINGS, broker)
     assert ledger.paused() is None
-    assert ledger.entry(NAME, "written", 0) is None
+    assert ledger.of(NAME).written(0) is None
 
 
 def test_questions_that_no_answer_decided_are_asked_again(store, tmp_path, broker, server):
     ledger = run_of(store, tmp_path)
     server.status = 400
     with suppress(RunPaused):  # half of the last 20 calls failed
-        for number in range(len(ledger.batches(NAME))):
-            write_step(ledger, NAME, number, SETTINGS, broker)
-    assert ledger.paused()["reason"] == "failing"
-    recorded = ledger.done_numbers(NAME, "written")
+        for number in range(len(ledger.of(NAME).batches)):
+            write_step(ledger.of(NAME), number, SETTINGS, broker)
+    assert ledger.paused().reason == "failing"
+    recorded = ledger.of(NAME).listing().numbers("written")
     reopen_run(ledger, broker)
-    ledger.forget_unanswered(NAME)
+    ledger.of(NAME).forget_unanswered()
     server.status = 200
-    for number in range(len(ledger.batches(NAME))):
-        write_step(ledger, NAME, number, SETTINGS, broker)
-        assert "bad_request" not in ledger.entry(NAME, "written", number)["reasons"]
-    assert len(recorded) < len(ledger.batches(NAME))
+    for number in range(len(ledger.of(NAME).batches)):
+        write_step(ledger.of(NAME), number, SETTINGS, broker)
+        assert "bad_request" not in ledger.of(NAME).written(number).reasons
+    assert len(recorded) < len(ledger.of(NAME).batches)
 
 
 def test_a_resume_takes_another_share_of_failures_and_keeps_it(store, tmp_path, broker):
@@ -132,7 +133,7 @@ def test_a_new_run_s_purse_is_filled_by_nobody_and_an_empty_one_without_reading_
     settings = SETTINGS.model_copy(update={"max_cost_usd": 5.0})
     begin_spending(ledger, broker)
     monkeypatch.setattr("factory.run.asking.spent_usd", lambda _: pytest.fail("a new run has spent nothing"))
-    write_step(ledger, NAME, 0, settings, broker)
+    write_step(ledger.of(NAME), 0, settings, broker)
     monkeypatch.undo()
     paid = sum(store.read_json(f"replies/{name}")["cost_usd"] for name in store.names("replies"))
     assert paid_by_all(store, ledger.run_id) == pytest.approx(paid)
@@ -199,11 +200,11 @@ def test_a_judge_s_call_that_may_have_been_paid_is_not_repeated_where_nobody_cou
 
 def test_a_cancelled_style_asks_no_teacher_and_no_judge(store, tmp_path, broker, server):
     ledger = run_of(store, tmp_path)
-    ledger.finish(NAME, {"state": "failed", "message": "cancelled"})
+    ledger.of(NAME).finish(Ended(state="failed", message="cancelled"))
     with pytest.raises(StyleEnded):
-        write_step(ledger, NAME, 0, SETTINGS, broker)
+        write_step(ledger.of(NAME), 0, SETTINGS, broker)
     score = judged.make_scorer(
-        teacher_at(server, store), STYLE, max_concurrent=1, may_go_on=lambda: require_unended(ledger, NAME)
+        teacher_at(server, store), STYLE, max_concurrent=1, may_go_on=lambda: require_unended(ledger.of(NAME))
     )
     with pytest.raises(StyleEnded):
         score(["Why?"], ["So."])
@@ -215,7 +216,7 @@ def test_a_cancelled_style_is_not_evaluated_and_sends_nothing(store, tmp_path, m
     from workers.flow import task
 
     ledger = run_of(store, tmp_path)
-    ledger.finish(NAME, {"state": "failed", "message": "cancelled"})
+    ledger.of(NAME).finish(Ended(state="failed", message="cancelled"))
     monkeypatch.setattr(task, "open_store", lambda: store)
     monkeypatch.setattr(gpu, "evaluate_step", lambda *_, **__: pytest.fail("evaluated"))
     monkeypatch.setattr(reduce, "_send_parts", lambda *_, **__: pytest.fail("sent"))

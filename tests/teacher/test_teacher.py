@@ -109,7 +109,7 @@ def test_no_call_is_paid_where_openai_lacks_the_teacher_or_its_judge(store, tmp_
     ledger = Ledger(store, plan.spec.run_id)
     ledger.create(plan.spec, plan.batches)
     with pytest.raises(RunPaused) as paused:
-        write_step(ledger, settings.styles[0], 0, settings, "memory://")
+        write_step(ledger.of(settings.styles[0]), 0, settings, "memory://")
     assert paused.value.reason == "no_model"
-    assert missing in ledger.paused()["message"]
+    assert missing in ledger.paused().message
     assert {method for method, _ in paths} == {"GET"}

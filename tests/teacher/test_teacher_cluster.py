@@ -22,6 +22,7 @@ from factory.pairs.pair import ContrastivePair
 from factory.pipeline import build_vector
 from factory.run.artifacts import get_pairs
 from factory.run.ledger import Ledger
+from factory.run.progress import progress_of
 from factory.store import Store
 from tests.endpoint import answer_to, running_endpoint
 
@@ -96,12 +97,12 @@ def until(found: Callable[[], object], patience: float = 90) -> None:
 
 
 def is_written(ledger: Ledger) -> bool:
-    return len(ledger.done_numbers("steps", "written")) == ledger.spec.style_run("steps").n_batches
+    return len(ledger.of("steps").listing().numbers("written")) == ledger.spec.style_run("steps").n_batches
 
 
 def pairs_of(ledger: Ledger) -> list[ContrastivePair]:
     """The pairs of all batches, in order."""
-    keys = [ledger.entry("steps", "written", batch.number)["key"] for batch in ledger.batches("steps")]
+    keys = [ledger.of("steps").written(batch.number).key for batch in ledger.of("steps").batches]
     return [pair for key in keys for pair in get_pairs(ledger.store, key)[0]]
 
 
@@ -173,7 +174,7 @@ def test_a_budget_stops_the_run_within_one_call_of_the_cap_and_resume_finishes_i
         until(lambda: is_written(ledger))
         assert set(endpoint.paid.values()) == {1}
         assert len(endpoint.paid) == 24
-        assert ledger.progress("steps").spent_usd == pytest.approx(24 * usual)
+        assert progress_of(ledger.of("steps")).spent_usd == pytest.approx(24 * usual)
 
 
 def test_a_wrong_key_pauses_the_run_with_one_message_and_is_found_nowhere(cluster):
@@ -209,7 +210,7 @@ def test_what_is_spent_is_seen_call_by_call_before_a_batch_is_written(cluster):
             return json.loads(cluster.svf("status", ledger.run_id, "--json"))["spent_usd"]
 
         until(lambda: seen() == pytest.approx(10 * usual))
-        assert ledger.done_numbers("steps", "written") == set()
+        assert ledger.of("steps").listing().numbers("written") == set()
         seen_enough.set()
         until(lambda: is_written(ledger))
         assert seen() == pytest.approx(12 * usual)
@@ -239,7 +240,7 @@ def test_what_no_retry_mends_pauses_the_run_before_money_is_burnt(cluster, statu
         endpoint.status, endpoint.code = status, code
         ledger = cluster.enqueue(endpoint.base_url, 12)
         until(ledger.paused)
-        assert ledger.paused()["reason"] == reason
+        assert ledger.paused().reason == reason
         assert endpoint.statuses[200] == 0
         assert ledger.spec.style_run("steps").n_batches == 3
         endpoint.status = None

@@ -56,7 +56,7 @@ def vector(target_folder, tmp_path_factory) -> SteeringVector:
     folder = tmp_path_factory.mktemp("shared")
     ledger, settings = make_run(target_folder, folder, Store(str(folder / "runs")), [STYLE])
     finish_run(ledger, settings)
-    return SteeringVector.from_bytes(ledger.store.read(ledger.vector_key(STYLE)), "x.pt")
+    return SteeringVector.from_bytes(ledger.store.read(ledger.of(STYLE).vector_key), "x.pt")
 
 
 def test_an_agent_reads_all_seven_keys_with_their_types(vector, tmp_path):

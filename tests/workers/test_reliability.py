@@ -12,13 +12,15 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.cluster.broker import depth_of, give_back, ids_in_flight
+from factory.cluster.broker import give_back, ids_in_flight, queue_depth
 from factory.config import Settings
 from factory.errors import ConfigError, TaskTooLong
 from factory.planning.plan import plan_run
+from factory.run.entries import Ended, Try
 from factory.run.ledger import Ledger
-from workers.flow.attempts import MAX_TRIES, Attempts, is_alive, this_worker
+from factory.run.progress import progress_of
 from workers.flow.task import check_arguments, run_guarded, time_limit
+from workers.flow.tries import MAX_TRIES, Tries, is_alive, this_worker
 
 STYLE = "step_by_step_reasoning"
 EFFECTIVE = """
@@ -187,44 +189,48 @@ def ledger(store, tmp_path):
     return ledger
 
 
+def a_try(**changes):
+    return Try.model_validate(this_worker().to_json() | {"since": time.time(), "ended": False} | changes)
+
+
 def a_dead_worker():
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    return this_worker() | {"pid": ended.pid, "token": "another", "since": time.time(), "ended": False}
+    return a_try(pid=ended.pid, token="another")
 
 
 def test_a_batch_is_given_up_when_its_third_worker_has_died(ledger):
-    tries = Attempts(ledger, STYLE, "extract_batch-000001", True, 600)
+    tries = Tries(ledger.of(STYLE), "extract_batch-000001", True, 600)
     for count in range(1, MAX_TRIES):  # the first death is not written down: nobody knew that it would be one
         assert not tries.exhausted(), count
-        ledger.note_attempt(STYLE, "extract_batch-000001", f"try{count}", a_dead_worker())
+        ledger.of(STYLE).note_try("extract_batch-000001", f"try{count}", a_dead_worker())
     assert tries.exhausted()
-    assert not Attempts(ledger, STYLE, "extract_batch-000002", True, 600).exhausted()
+    assert not Tries(ledger.of(STYLE), "extract_batch-000002", True, 600).exhausted()
 
 
 def test_tries_that_are_under_way_or_ended_well_do_not_count(ledger):
-    living = this_worker() | {"since": time.time(), "ended": False}
-    for name, entry in {"a": living, "b": living | {"ended": True}, "c": a_dead_worker() | {"ended": True}}.items():
-        ledger.note_attempt(STYLE, "extract_batch-000000", name, entry)
-    assert not Attempts(ledger, STYLE, "extract_batch-000000", True, 600).exhausted()
+    well = {"ended": True}
+    for name, entry in {"a": a_try(), "b": a_try(**well), "c": a_dead_worker().model_copy(update=well)}.items():
+        ledger.of(STYLE).note_try("extract_batch-000000", name, entry)
+    assert not Tries(ledger.of(STYLE), "extract_batch-000000", True, 600).exhausted()
 
 
 def test_a_worker_on_another_host_is_believed_for_as_long_as_a_task_may_take():
-    far = {"host": "elsewhere", "pid": 1, "token": "x", "since": 1000.0}
+    far = a_try(host="elsewhere", pid=1, token="x", since=1000.0)
     assert is_alive(far, now=1500.0, longest=600)
     assert not is_alive(far, now=1700.0, longest=600)
 
 
 def test_a_container_that_started_again_is_not_its_former_self():
-    assert not is_alive(this_worker() | {"token": "before", "since": time.time()}, time.time(), 600)
+    assert not is_alive(a_try(token="before"), time.time(), 600)
 
 
 def test_a_batch_that_was_given_up_is_tried_again_after_resume(ledger):
-    ledger.give_up(STYLE, 2, "worker_died")
-    assert ledger.progress(STYLE).reasons == {"worker_died": 16}
-    assert 2 not in ledger.missing_numbers(STYLE)
-    ledger.forget_given_up(STYLE)
-    assert ledger.missing_numbers(STYLE) == [0, 1, 2]
+    ledger.of(STYLE).give_up(2, "worker_died")
+    assert progress_of(ledger.of(STYLE)).reasons == {"worker_died": 16}
+    assert 2 not in ledger.of(STYLE).missing_numbers()
+    ledger.of(STYLE).forget_given_up()
+    assert ledger.of(STYLE).missing_numbers() == [0, 1, 2]
 
 
 def message(name):
@@ -244,7 +250,7 @@ def test_ids_of_all_messages_are_found_in_queues_of_every_priority_and_in_hands(
     client.lpush("gpu\x06\x166", json.dumps(message("low")))
     client.hset("unacked", "tag", json.dumps([message("held"), "gpu", "gpu"]))
     assert ids_in_flight(client, ["gpu"]) == {*waiting, "low", "held"}
-    depth = depth_of(client, "gpu")
+    depth = queue_depth(client, "gpu")
     assert (depth.waiting, depth.oldest_sent_at) == (2501, 5.0)
 
 
@@ -277,7 +283,7 @@ def of_this_store(ledger, monkeypatch):
     "kind", ["workers.gpu.evaluate_part", "workers.reduce.check_choice", "workers.reduce.reduce_vector"]
 )
 def test_no_task_of_any_kind_works_for_a_style_that_has_ended(kind, of_this_store):
-    of_this_store.finish(STYLE, {"state": "failed", "message": "cancelled"})
+    of_this_store.of(STYLE).finish(Ended(state="failed", message="cancelled"))
     did = []
     run_guarded(
         Message(kind, again=False), of_this_store.run_id, STYLE, lambda *_: did.append(1), lambda *_: did.append(2)
@@ -287,7 +293,7 @@ def test_no_task_of_any_kind_works_for_a_style_that_has_ended(kind, of_this_stor
 
 def test_a_part_of_the_evaluation_whose_third_worker_died_is_given_up(of_this_store):
     for count in range(2):
-        of_this_store.note_attempt(STYLE, "evaluate_part-000004", f"try{count}", a_dead_worker())
+        of_this_store.of(STYLE).note_try("evaluate_part-000004", f"try{count}", a_dead_worker())
     said = []
     message = Message("workers.gpu.evaluate_part", again=True)
     run_guarded(

@@ -20,13 +20,15 @@ from celery.utils import uuid
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from factory.celery import app
-from factory.run.ledger import Ledger
+from factory.counters import SENDING
+from factory.run.ledger import Ledger, Page
+from factory.run.listing import end_of
 
 LEASE = 10  # s; a sender that shows no sign of life for so long is taken for dead
 LEASE_EVERY = 100  # messages
 
 
-class Step(BaseModel):
+class Call(BaseModel):
     """One task call of a chord's header."""
 
     model_config = ConfigDict(frozen=True)
@@ -44,7 +46,7 @@ class Step(BaseModel):
         return Signature(self.task, self.args, self.named, options, app=app, immutable=True)
 
 
-_Steps = TypeAdapter(tuple[Step, ...])
+_Calls = TypeAdapter(tuple[Call, ...])
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,21 @@ class Chord:
     Members of ``header`` are immutable signatures (``task.si(...)``) or chains of them. Every task
     must be able to run twice. ``body`` takes the list of results first, as in Celery; it may get
     an empty one, so it reads what it needs from the store. Its error callbacks
-    (``body.on_error(...)``) also serve the header. ``ends_with`` is the file in the style's folder
-    that exists when the body has done its work (or its error callback has said that it failed).
+    (``body.on_error(...)``) also serve the header. The chord has ended
+    when the body has written down the chord ``before`` which it stands; None: has ended the style
+    (or its error callback has).
     """
 
     name: str
     header: Sequence[Signature]
     body: Signature
-    ends_with: str = "result.json"
+    before: str | None = None
 
 
 class ChordRecord(BaseModel):
     """All that is needed to send a chord, or any part of it, once more.
 
-    ``members`` are the header: each the JSON text of one step, or of several that run one after the
+    ``members`` are the header: each the JSON text of one call, or of several that run one after the
     other; the last is the one that counts. They stay text until they are asked for, as a guard
     holds the records of all open chords, and seldom needs more than one member.
     """
@@ -82,9 +85,9 @@ class ChordRecord(BaseModel):
     ends_with: str
     sent_at: float
 
-    def steps(self, number: int) -> tuple[Step, ...]:
-        """The steps of one member of the header."""
-        return _Steps.validate_json(self.members[number])
+    def calls(self, number: int) -> tuple[Call, ...]:
+        """The calls of one member of the header."""
+        return _Calls.validate_json(self.members[number])
 
     @property
     def body_id(self) -> str:
@@ -97,41 +100,41 @@ class ChordRecord(BaseModel):
         return Signature.from_dict(self.body, app=app)
 
 
-def send_chord(ledger: Ledger, style: str, chord: Chord) -> ChordRecord:
-    """Write a chord of ``style`` down in the run's folder, then send it.
+def send_chord(page: Page, chord: Chord) -> ChordRecord:
+    """Write a chord of a style down in the run's folder, then send it.
 
     Raises:
         ValueError: a member of the header is not immutable.
     """
-    record = write_chord(ledger, style, chord)
-    send_record(ledger, record)
+    record = write_chord(page, chord)
+    send_record(page.ledger, record)
     return record
 
 
-def write_chord(ledger: Ledger, style: str, chord: Chord) -> ChordRecord:
+def write_chord(page: Page, chord: Chord) -> ChordRecord:
     """The first half of :func:`send_chord`: ids are given, and nothing is sent."""
     group = uuid()
     body = chord.body.clone()
     body.freeze(uuid(), group_id=group)
     record = ChordRecord(
-        style=style,
+        style=page.name,
         name=chord.name,
         group=group,
         body=dict(body),
-        members=tuple(_Steps.dump_json(tuple(_steps(member))).decode() for member in chord.header),
-        ends_with=chord.ends_with,
+        members=tuple(_Calls.dump_json(tuple(_calls_of(member))).decode() for member in chord.header),
+        ends_with=end_of(chord.before),
         sent_at=time.time(),
     )
-    ledger.open_chord(style, chord.name, record.model_dump(mode="json"))
+    page.open_chord(chord.name, record.model_dump(mode="json"))
     return record
 
 
-def _steps(member: Signature) -> Iterator[Step]:
+def _calls_of(member: Signature) -> Iterator[Call]:
     for call in member.tasks if isinstance(member, _chain) else (member,):
         if not call.immutable:
             raise ValueError(f"{call.task}: a chord's header takes immutable signatures, {call.task}.si(...)")
         queue = call.options.get("queue")
-        yield Step(task=call.task, args=tuple(call.args), named=dict(call.kwargs), id=uuid(), queue=queue)
+        yield Call(task=call.task, args=tuple(call.args), named=dict(call.kwargs), id=uuid(), queue=queue)
 
 
 def send_record(ledger: Ledger, record: ChordRecord) -> None:
@@ -148,14 +151,14 @@ def send_record(ledger: Ledger, record: ChordRecord) -> None:
 
 
 def send_member(record: ChordRecord, number: int, start: int = 0) -> None:
-    """Send one member of the header, under the ids it has; from its step ``start`` on."""
+    """Send one member of the header, under the ids it has; from its call ``start`` on."""
     body = record.body_signature
-    steps = record.steps(number)
-    calls = [step.signature for step in steps[start:]]
-    call = calls[0] if len(calls) == 1 else chain(calls)
+    calls = record.calls(number)
+    signatures = [call.signature for call in calls[start:]]
+    sent = signatures[0] if len(signatures) == 1 else chain(signatures)
     errbacks = record.body["options"].get("link_error") or []
-    call.apply_async(
-        task_id=steps[-1].id,
+    sent.apply_async(
+        task_id=calls[-1].id,
         group_id=record.group,
         group_index=number,
         chord=body,
@@ -169,25 +172,25 @@ def send_body(record: ChordRecord) -> None:
     record.body_signature.apply_async(args=([],), add_to_parent=False)
 
 
-def retire_chords(ledger: Ledger, style: str) -> None:
+def retire_chords(page: Page) -> None:
     """Forget a style's chords, so that parts still on their way no longer start a body or fail it."""
     client = app.backend.client
-    for name in ledger.chord_names(style):
-        record = read_chord(ledger, style, name)
+    for name in page.listing().chords:
+        record = read_chord(page, name)
         if record:
             client.delete(*(app.backend.get_key_for_group(record.group, suffix) for suffix in (".s", ".j", ".d", ".t")))
-        ledger.drop_chord(style, name)
+        page.drop_chord(name)
 
 
-def read_chord(ledger: Ledger, style: str, name: str) -> ChordRecord | None:
+def read_chord(page: Page, name: str) -> ChordRecord | None:
     """The record of a chord, or None."""
-    content = ledger.chord(style, name)
+    content = page.chord(name)
     return None if content is None else ChordRecord.model_validate(content)
 
 
 def sending_key(run: str) -> str:
     """The Redis key that says that someone is sending a run's messages just now."""
-    return f"svf:sending:{run}"
+    return f"{SENDING}:{run}"
 
 
 @contextmanager

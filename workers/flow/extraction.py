@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from celery import Signature, chain
 
-from factory.run.ledger import Ledger
+from factory.run.ledger import Page
 from workers.flow.chord import Chord, ChordRecord, write_chord
 from workers.gpu import extract_batch
 from workers.reduce import reduce_vector, report_failure
 from workers.teacher import write_pairs
 
 
-def write_style(ledger: Ledger, style: str) -> ChordRecord:
+def write_style(page: Page) -> ChordRecord:
     """Write down the batches of a style that are not extracted yet, and its reduction behind them."""
-    run = ledger.run_id
+    run, style = page.ledger.run_id, page.name
     errback = report_failure.s(run=run, style=style)
     body = reduce_vector.s(run, style).on_error(errback)
-    header = [_batch(ledger, style, number) for number in ledger.missing_numbers(style)]
-    ends_with = "chord-sweep.json" if ledger.spec.evaluation else "result.json"
-    return write_chord(ledger, style, Chord("reduce", header, body, ends_with))
+    header = [_batch(page, number) for number in page.missing_numbers()]
+    return write_chord(page, Chord("reduce", header, body, before="sweep" if page.ledger.spec.evaluation else None))
 
 
-def _batch(ledger: Ledger, style: str, number: int) -> Signature:
+def _batch(page: Page, number: int) -> Signature:
     """The task that extracts a batch, behind the one that writes it where it is not written."""
-    extract = extract_batch.si(ledger.run_id, style, number).set(queue=ledger.spec.gpu_queue)
-    if ledger.batches(style)[number].pairs_key:
+    run, style = page.ledger.run_id, page.name
+    extract = extract_batch.si(run, style, number).set(queue=page.ledger.spec.gpu_queue)
+    if page.batches[number].pairs_key:
         return extract
-    return chain(write_pairs.si(ledger.run_id, style, number), extract)
+    return chain(write_pairs.si(run, style, number), extract)

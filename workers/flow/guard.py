@@ -21,16 +21,17 @@ from typing import Any
 from celery.signals import worker_ready, worker_shutdown
 
 from factory.celery import app
-from factory.cluster.broker import depth_of, ids_in_flight, queue_names
+from factory.cluster.broker import ids_in_flight, queue_depth, queue_names
 from factory.counters import LOCK, REPAIRS
 from factory.log import about, log
-from factory.run.ledger import OPEN, Ledger
+from factory.run.ledger import Ledger, Page, open_runs
+from factory.run.listing import Listing, Step
 from factory.store import Store
-from workers.flow.chord import ChordRecord, Step, read_chord, send_body, send_member, sending_key
+from workers.flow.chord import Call, ChordRecord, read_chord, send_body, send_member, sending_key
 from workers.flow.task import machine_settings, open_store
 
 LONGEST_QUEUE = 20_000  # messages; above it nobody waits for a lost one yet, and reading all ids costs too much
-LEDGER_FILES = {  # task -> the ledger's name for its step
+STEPS: dict[str, Step] = {  # task -> the ledger's name for its step
     "workers.teacher.write_pairs": "written",
     "workers.gpu.extract_batch": "extracted",
     "workers.gpu.evaluate_part": "evaluated",
@@ -49,12 +50,12 @@ class Guard:
 
     def look(self) -> dict[str, int]:
         """Look after every open run; returns how often what was done."""
-        names = self.store.names(OPEN)
-        if not names or self._queues_too_long():
+        ledgers = open_runs(self.store)
+        if not ledgers or self._queues_too_long():
             return {}
         repairs: dict[str, int] = {}
-        for name in names:
-            for kind, count in self.look_at(Ledger(self.store, name.removesuffix(".json"))).items():
+        for ledger in ledgers:
+            for kind, count in self.look_at(ledger).items():
                 repairs[kind] = repairs.get(kind, 0) + count
         return repairs
 
@@ -66,12 +67,11 @@ class Guard:
         in_flight = ids_in_flight(client, queue_names(client))
         repairs: dict[str, int] = {}
         closed = True
-        for part in ledger.spec.styles:
-            style = part.style.name
-            files = set(ledger.files(style))
-            for record in self._open_records(ledger, style, files):
+        for page in ledger.pages:
+            files = page.listing()
+            for record in self._open_records(page, files):
                 closed = False
-                with about(ledger.run_id, style):
+                with about(ledger.run_id, page.name):
                     self._mend(ledger, record, files, in_flight, repairs)
         if closed:
             ledger.mark_closed()
@@ -81,31 +81,30 @@ class Guard:
 
     def _queues_too_long(self) -> bool:
         client = app.backend.client
-        return any(depth_of(client, name).waiting > LONGEST_QUEUE for name in queue_names(client))
+        return any(queue_depth(client, name).waiting > LONGEST_QUEUE for name in queue_names(client))
 
-    def _open_records(self, ledger: Ledger, style: str, files: set[str]) -> list[ChordRecord]:
-        if "result.json" in files:
+    def _open_records(self, page: Page, files: Listing) -> list[ChordRecord]:
+        if files.ended:
             return []
-        names = [name[len("chord-") : -len(".json")] for name in sorted(files) if name.startswith("chord-")]
-        records = [record for record in (read_chord(ledger, style, name) for name in names) if record]
+        records = [record for record in (read_chord(page, name) for name in files.chords) if record]
         if not records:  # the enqueuer died before it wrote it down
             from workers.flow.extraction import write_style
 
-            records = [write_style(ledger, style)]
-        return [record for record in records if record.ends_with not in files]
+            records = [write_style(page)]
+        return [record for record in records if record.ends_with not in files.names]
 
     def _mend(
-        self, ledger: Ledger, record: ChordRecord, files: set[str], in_flight: set[str], repairs: dict[str, int]
+        self, ledger: Ledger, record: ChordRecord, files: Listing, in_flight: set[str], repairs: dict[str, int]
     ) -> None:
         open_members = _open_members(record, files)
-        lost = [n for n in open_members if not any(step.id in in_flight for step in record.steps(n))]
+        lost = [n for n in open_members if not any(call.id in in_flight for call in record.calls(n))]
         lost = _without_results(record, lost)
         if ledger.paused():  # nothing asks the teacher until a person has acted
-            lost = [n for n in lost if _first_open_step(record, n, files) == len(record.steps(n)) - 1]
-        due = [n for n in lost if self._is_due(record.steps(n)[-1].id)]
+            lost = [n for n in lost if _first_open_call(record, n, files) == len(record.calls(n)) - 1]
+        due = [n for n in lost if self._is_due(record.calls(n)[-1].id)]
         for number in due:
-            send_member(record, number, _first_open_step(record, number, files))
-            self._missed.pop(record.steps(number)[-1].id)
+            send_member(record, number, _first_open_call(record, number, files))
+            self._missed.pop(record.calls(number)[-1].id)
         if due:
             log.warning("guard: %d lost batches of chord %s sent again", len(due), record.name)
             repairs["sent_again"] = repairs.get("sent_again", 0) + len(due)
@@ -129,28 +128,28 @@ class Guard:
         log.warning("guard: all parts of chord %s are done and its body was lost: sent", record.name)
 
 
-def _open_members(record: ChordRecord, files: set[str]) -> list[int]:
+def _open_members(record: ChordRecord, files: Listing) -> list[int]:
     """Numbers of the members that the ledger does not know as done."""
-    return [number for number in range(len(record.members)) if _ledger_file(record.steps(number)[-1]) not in files]
+    return [number for number in range(len(record.members)) if not _is_done(record.calls(number)[-1], files)]
 
 
-def _ledger_file(step: Step) -> str | None:
-    """The file that says that a task call is done, where there is one."""
-    name = LEDGER_FILES.get(step.task)
-    return f"{name}-{step.args[2]:06d}.json" if name else None
+def _is_done(call: Call, files: Listing) -> bool:
+    """Whether the ledger knows a task call as done."""
+    step = STEPS.get(call.task)
+    return step is not None and files.has(step, call.args[2])
 
 
-def _first_open_step(record: ChordRecord, number: int, files: set[str]) -> int:
-    steps = record.steps(number)
-    return next((at for at, step in enumerate(steps[:-1]) if _ledger_file(step) not in files), len(steps) - 1)
+def _first_open_call(record: ChordRecord, number: int, files: Listing) -> int:
+    calls = record.calls(number)
+    return next((at for at, call in enumerate(calls[:-1]) if not _is_done(call, files)), len(calls) - 1)
 
 
 def _without_results(record: ChordRecord, numbers: Sequence[int]) -> list[int]:
     """Those of ``numbers`` whose tasks have not stored a SUCCESS."""
-    asked = [number for number in numbers if _ledger_file(record.steps(number)[-1]) is None]
+    asked = [number for number in numbers if record.calls(number)[-1].task not in STEPS]
     if not asked:
         return list(numbers)
-    keys = [app.backend.get_key_for_task(record.steps(number)[-1].id) for number in asked]
+    keys = [app.backend.get_key_for_task(record.calls(number)[-1].id) for number in asked]
     stored = app.backend.client.mget(keys)
     done = {n for n, raw in zip(asked, stored, strict=True) if raw and json.loads(raw)["status"] == "SUCCESS"}
     return [number for number in numbers if number not in done]

@@ -12,7 +12,8 @@ from factory.celery import app
 from factory.errors import BrokerError
 from factory.planning.plan import Plan
 from factory.run.asking import begin_spending
-from factory.run.ledger import Ledger
+from factory.run.entries import Ended
+from factory.run.ledger import Ledger, Page
 from factory.run.pause import reopen_run
 from factory.store import Store
 from workers.flow.chord import retire_chords, send_record
@@ -50,7 +51,7 @@ def submit(plan: Plan, store: Store) -> Ledger:
     ledger.create(plan.spec, plan.batches)
     begin_spending(ledger, str(app.conf.broker_url))
     ledger.mark_open()  # from here on a guard finishes what we begin
-    for record in [write_style(ledger, part.style.name) for part in plan.spec.styles]:
+    for record in [write_style(page) for page in ledger.pages]:
         send_record(ledger, record)
     return ledger
 
@@ -76,14 +77,14 @@ def resume(
     reopen_run(ledger, str(app.conf.broker_url), max_cost_usd, max_failed_fraction)
     resumed = []
     running = False
-    for part in ledger.spec.styles:
-        result = ledger.result(part.style.name)
+    for page in ledger.pages:
+        result = page.result
         if result is None and not empty_broker:
             running = True
-            resumed.append(part.style.name)
-        elif result is None or result["state"] != "done" or result.get("evaluation") == "failed":
-            restart_style(ledger, part.style.name)
-            resumed.append(part.style.name)
+            resumed.append(page.name)
+        elif result is None or result.state != "done" or result.evaluation == "failed":
+            restart_style(page)
+            resumed.append(page.name)
     ledger.mark_open()
     if running:
         from workers.flow.guard import repair_now
@@ -92,13 +93,13 @@ def resume(
     return resumed
 
 
-def restart_style(ledger: Ledger, style: str) -> None:
+def restart_style(page: Page) -> None:
     """Begin a style that failed anew, with the batches that are not done."""
-    retire_chords(ledger, style)
-    ledger.forget_given_up(style)
-    ledger.forget_unanswered(style)
-    ledger.reopen(style)
-    send_record(ledger, write_style(ledger, style))
+    retire_chords(page)
+    page.forget_given_up()
+    page.forget_unanswered()
+    page.reopen()
+    send_record(page.ledger, write_style(page))
 
 
 def cancel(ledger: Ledger) -> list[str]:
@@ -108,9 +109,8 @@ def cancel(ledger: Ledger) -> list[str]:
     task looks first whether its style has ended.
     """
     ended = []
-    for part in ledger.spec.styles:
-        style = part.style.name
-        if ledger.result(style) is None:
-            ledger.finish(style, {"state": "failed", "message": CANCELLED.format(run=ledger.run_id)})
-            ended.append(style)
+    for page in ledger.pages:
+        if page.result is None:
+            page.finish(Ended(state="failed", message=CANCELLED.format(run=ledger.run_id)))
+            ended.append(page.name)
     return ended

@@ -23,16 +23,16 @@ from factory.config import Settings, load_settings
 from factory.errors import ConfigError, FactoryError, StoreError, TaskTooLong
 from factory.log import about, log
 from factory.pairs.styles import NAME_PATTERN
-from factory.run.ledger import Ledger
+from factory.run.ledger import Ledger, Page
 from factory.store import Store
-from workers.flow.attempts import MAX_TRIES, Attempts
+from workers.flow.tries import MAX_TRIES, Tries
 
 DEFAULT_STORE = "runs"
 RUN_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 STORE_RETRIES = 6  # 2 + 4 + ... s: about two minutes
 LONGEST_PAUSE = 60  # s; below the visibility timeout, or the message would be delivered twice
 LONGEST_LOAD = 7200  # s
-Work = Callable[[Ledger, str, int, Settings], None]
+Work = Callable[[Page, int, Settings], None]
 
 LONGEST_WAIT = 120.0  # s, and a third of the visibility timeout, beyond which the message would be delivered twice
 LONGEST_TROUBLE = 1800.0  # s that a batch meets nothing but errors; then a person must look
@@ -50,8 +50,8 @@ def open_store() -> Store:
 
 
 @contextmanager
-def step_of(task: Task, run: str, style: str) -> Iterator[tuple[Ledger, Settings]]:
-    """The ledger and settings for one task.
+def step_of(task: Task, run: str, style: str) -> Iterator[tuple[Page, Settings]]:
+    """The page of the style, and the settings, for one task.
 
     A store or broker that cannot be reached makes the task try again a while later.
 
@@ -62,9 +62,9 @@ def step_of(task: Task, run: str, style: str) -> Iterator[tuple[Ledger, Settings
     check_arguments(run, style)
     with about(run, style, task.request.id or "-"):
         try:
-            ledger = Ledger(open_store(), run)
-            ledger.spec.style_run(style)
-            yield ledger, machine_settings()
+            page = Ledger(open_store(), run).of(style)
+            _ = page.style_run
+            yield page, machine_settings()
         except (StoreError, RedisError, OSError) as error:
             _try_again(task, error)
 
@@ -103,14 +103,14 @@ def run_batch(task: Task, run: str, style: str, number: int, work: Work) -> None
         TaskTooLong: it took too long.
     """
 
-    def on_batch(ledger: Ledger, settings: Settings) -> None:
-        n_batches = ledger.spec.style_run(style).n_batches
+    def on_batch(page: Page, settings: Settings) -> None:
+        n_batches = page.style_run.n_batches
         if not isinstance(number, int) or not 0 <= number < n_batches:
             raise ConfigError(f"task arguments should name a batch from 0 to {n_batches - 1}, found {number!r:.80}")
-        work(ledger, style, number, settings)
+        work(page, number, settings)
 
-    def give_up(ledger: Ledger, reason: str) -> None:
-        ledger.give_up(style, number, "worker_died")
+    def give_up(page: Page, reason: str) -> None:
+        page.give_up(number, "worker_died")
 
     run_guarded(task, run, style, on_batch, give_up, number=number)
 
@@ -119,8 +119,8 @@ def run_guarded(
     task: Task,
     run: str,
     style: str,
-    work: Callable[[Ledger, Settings], None],
-    give_up: Callable[[Ledger, str], None],
+    work: Callable[[Page, Settings], None],
+    give_up: Callable[[Page, str], None],
     *,
     number: int = 0,
 ) -> None:
@@ -136,26 +136,26 @@ def run_guarded(
         raise ConfigError(f"task arguments should name a number from 0 on, found {number!r:.80}")
     kind = task.name.rpartition(".")[2]
     name = f"{kind}-{number:06d}"
-    with step_of(task, run, style) as (ledger, settings):
-        if has_ended(ledger, style):
+    with step_of(task, run, style) as (page, settings):
+        if has_ended(page):
             return
         came_again = bool((task.request.delivery_info or {}).get("redelivered"))
-        attempts = Attempts(ledger, style, name, came_again, settings.visibility_timeout)
-        if attempts.exhausted():
+        tries = Tries(page, name, came_again, settings.visibility_timeout)
+        if tries.exhausted():
             reason = f"{kind} {number} ended its worker {MAX_TRIES} times and is given up"
             log.error(reason)
-            give_up(ledger, reason)
+            give_up(page, reason)
             return
         # The first task of a kind also fetches and loads what it needs, which takes as long as it takes.
         limit = settings.visibility_timeout * 0.9 if kind in _warm else LONGEST_LOAD
-        with attempts.one(), time_limit(limit, f"{kind} {number} of style {style!r}"):
-            work(ledger, settings)
+        with tries.one(), time_limit(limit, f"{kind} {number} of style {style!r}"):
+            work(page, settings)
         _warm.add(kind)
 
 
-def has_ended(ledger: Ledger, style: str) -> bool:
+def has_ended(page: Page) -> bool:
     """Whether a style was cancelled, or failed by another task: every task asks before it begins."""
-    ended = ledger.result(style) is not None
+    ended = page.result is not None
     if ended:
         log.info("nothing is done: its style has ended")
     return ended

@@ -1,0 +1,156 @@
+"""What is written down of a run: one frozen type for each kind of entry in its ledger.
+
+On disk an entry is the JSON object of the fields that were given (docs/design.md). An entry of an
+older version may lack fields, which then have their defaults; one of a newer version may hold more,
+which are not read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+
+class RunEntry(BaseModel):
+    """The base of all entries."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """The entry as plain data: the fields that were given, no defaults."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Stamp(RunEntry):
+    """Which ``worker`` (host and process) wrote an entry, and ``at`` what Unix time.
+
+    Lies beside the entry's own fields and is no part of it: times and workers must not reach the
+    vector's bytes.
+    """
+
+    at: float
+    worker: str
+
+
+class Written(RunEntry):
+    """A batch whose pairs the teacher has written. ``key``: where they lie in the store.
+
+    ``left_out``: parameters of the request that the server refused, and that were left out.
+    """
+
+    key: str
+    n_pairs: int
+    reasons: dict[str, int] = {}
+    cost_usd: float = 0.0
+    saved_usd: float = 0.0
+    paid_calls: int = 0
+    cached_calls: int = 0
+    paid_tokens: dict[str, int] = {}
+    left_out: tuple[str, ...] = ()
+
+
+class Extracted(RunEntry):
+    """A batch that the target model has read. ``key``: where its differences lie in the store.
+
+    ``reasons``: pairs that could not be used, by why. ``seconds``: None if another run had read it.
+    A batch that was given up has no ``key``, no pairs and no ``config``, and one reason.
+    """
+
+    key: str | None
+    n_pairs: int
+    reasons: dict[str, int] = {}
+    seconds: float | None = None
+    config: dict[str, Any] | None = None
+    peak_memory_mib: int = 0
+
+
+class Reduced(RunEntry):
+    """A style whose vector is made. ``reasons``: pairs left out of the mean, by why."""
+
+    state: Literal["done"]
+    vector_sha256: str
+    pairs_used: int
+    reasons: dict[str, int] = {}
+
+
+class Ended(RunEntry):
+    """A style's end: made, or failed with a ``message``.
+
+    ``evaluation`` is "failed" where the vector was made and could not be evaluated. Of one that was:
+    the ``verdict``, the chosen ``setting`` in words, and the share of answers in the style.
+    """
+
+    state: Literal["done", "failed"]
+    message: str = ""
+    vector_sha256: str | None = None
+    pairs_used: int | None = None
+    reasons: dict[str, int] = {}
+    evaluation: Literal["failed"] | None = None
+    verdict: str | None = None
+    setting: str = ""
+    unsteered: float = 0.0
+    steered: float = 0.0
+
+    @classmethod
+    def after(cls, reduced: Reduced, verdict: Measured | NotEvaluated | None = None) -> Self:
+        """The end of a style whose vector is made; of what both say, the ``verdict`` is right."""
+        return cls.model_validate(reduced.to_json() | (verdict.to_json() if verdict else {}))
+
+
+class Measured(RunEntry):
+    """What an evaluation adds to a style's end; ``vector_sha256`` is that of the vector that holds it."""
+
+    vector_sha256: str
+    verdict: str
+    setting: str
+    unsteered: float
+    steered: float
+
+
+class NotEvaluated(RunEntry):
+    """What a failed evaluation adds to a style's end."""
+
+    evaluation: Literal["failed"]
+    message: str
+
+
+class Pause(RunEntry):
+    """Why a run waits for a person, ``since`` what Unix time, and what it had spent by then."""
+
+    reason: str
+    message: str
+    since: float = 0.0
+    spent_usd: float = 0.0
+
+    @property
+    def state(self) -> Literal["paused", "budget_stopped"]:
+        """The state of the run that waits."""
+        return "budget_stopped" if self.reason == "budget_stopped" else "paused"
+
+
+class Cap(RunEntry):
+    """Another cap of a run than the one it was submitted with."""
+
+    max_cost_usd: float
+
+
+class Fraction(RunEntry):
+    """Another share of pairs that may fail than the one that a run was submitted with."""
+
+    max_failed_fraction: float
+
+
+class Worker(RunEntry):
+    """A process on a machine. ``token`` is drawn when it starts: a container keeps host name and process id."""
+
+    host: str
+    pid: int
+    token: str
+
+
+class Try(Worker):
+    """One try of a task, by a worker, ``since`` a Unix time; one that died of it has not ``ended``."""
+
+    since: float
+    ended: bool
