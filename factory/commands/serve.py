@@ -148,6 +148,7 @@ def _run(server: Server, host: str, port: int, key: str | None) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     listening = options.bind_socket()
+    listening.listen()  # who reads the address below may connect at once
     shown = f"[{host}]" if ":" in host else host
     names = ", ".join(server.library.vectors) or "none"
     click.echo(f"http://{shown}:{listening.getsockname()[1]}  {server.target.name}, vectors: {names}", err=True)

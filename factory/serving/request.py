@@ -10,8 +10,9 @@ from factory.errors import FactoryError, LayerError, VectorError
 from factory.frozen import Frozen
 from factory.serving.library import VectorLibrary
 from factory.serving.row import Sampling
+from factory.target.chat import Message
 from factory.target.layers import parse_layers
-from factory.target.model import Message, Target
+from factory.target.model import Target
 from factory.vector.steer import Steering
 
 DEFAULT_MAX_TOKENS = 1024

@@ -60,7 +60,7 @@ class RowCache:
             input_ids=self.target.tensor(tokens)[:, None],
             attention_mask=(columns >= starts[:, None]).long(),  # [rows, longest]
             position_ids=self.target.tensor(self.lengths)[:, None],
-            past_key_values=Cache(layers=list(self.layers)),  # type: ignore[no-untyped-call]
+            past_key_values=Cache(layers=list(self.layers)),
             use_cache=True,
         )
         self.lengths = [length + 1 for length in self.lengths]
@@ -75,7 +75,7 @@ class _RowLayer(DynamicLayer):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.n_rows = self.start = self.end = 0
         self.all_keys: Tensor = torch.empty(0)
         self.all_values: Tensor = torch.empty(0)
