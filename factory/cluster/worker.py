@@ -22,7 +22,7 @@ def take_the_broker_along() -> None:
         client.shutdown(nosave=True)
 
 
-def serve() -> None:
+def work() -> None:
     """Work until told to stop, or until the parent is gone."""
     die_with(int(sys.argv[1]))
     end_with_input(take_the_broker_along)
@@ -30,4 +30,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    work()

@@ -17,7 +17,7 @@ from factory.extras import require_modules, require_target
 from factory.log import start_logging
 
 if TYPE_CHECKING:
-    from factory.serving.app import Limits, Server
+    from factory.serving.app import RequestLimits, Server
     from factory.serving.library import VectorLibrary
     from factory.target.model import Target
 
@@ -62,15 +62,17 @@ def serve(
     """
     require_target()
     require_modules("fastapi", "uvicorn")
-    from factory.serving.app import Limits
-    from factory.serving.guard import is_loopback
+    from factory.serving.app import RequestLimits
+    from factory.serving.guard import is_this_machine
 
     key = os.environ.get(KEY) or None
-    if key is None and not is_loopback(host):
+    if key is None and not is_this_machine(host):
         raise ConfigError(f"--host {host} is reached from other machines: set {KEY} to a key that clients must send")
     settings = open_job(config_file).settings
     start_logging()
-    server = _server(vectors, model, settings, Limits(max_body, max_context), max_batch=max_batch, max_queue=max_queue)
+    server = _server(
+        vectors, model, settings, RequestLimits(max_body, max_context), max_batch=max_batch, max_queue=max_queue
+    )
     _run(server, host, port, key)
     return 0
 
@@ -79,7 +81,7 @@ def _server(
     sources: Sequence[str],
     model: str | None,
     settings: Settings,
-    limits: Limits,
+    limits: RequestLimits,
     *,
     max_batch: int,
     max_queue: int,

@@ -20,11 +20,11 @@ from starlette.exceptions import HTTPException
 
 from factory.errors import FactoryError
 from factory.log import log
-from factory.serving.engine import Busy, Engine, Failed, Job, Piece
+from factory.serving.engine import Busy, Engine, Failed, Generation, Piece
 from factory.serving.figures import Figures
-from factory.serving.guard import Guard
+from factory.serving.guard import RequestGuard
 from factory.serving.library import VectorLibrary
-from factory.serving.reply import Answer, Reply, error_body
+from factory.serving.reply import AnswerSoFar, ReplyWriter, error_body
 from factory.serving.request import (
     DEFAULT_MAX_TOKENS,
     ChatRequest,
@@ -47,7 +47,7 @@ class EngineFailed(FactoryError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one request may take: bytes of its body, tokens of prompt and answer together."""
 
     max_body: int = 1 << 20
@@ -61,7 +61,7 @@ class Server:
     target: Target
     library: VectorLibrary
     engine: Engine
-    limits: Limits
+    limits: RequestLimits
     markers_of: Callable[[str], Sequence[str]]
     figures: Figures = field(default_factory=Figures)
     started_at: int = field(default_factory=lambda: int(time.time()))
@@ -116,7 +116,7 @@ class Server:
     # ---- one request
 
     async def _answer(self, request: Request, kind: type[ChatRequest] | type[CompletionRequest]) -> Response:
-        label, status, answers, n_prompt = "none", 500, list[Answer](), 0
+        label, status, answers, n_prompt = "none", 500, list[AnswerSoFar](), 0
         started = time.monotonic()
         try:
             asked = _parse(await request.body(), kind)
@@ -127,7 +127,7 @@ class Server:
             asking = self._asking(asked, prompt, tuple(steering for _, steering in named), label)
             answers, n_prompt = asking.answers, len(asking.job.prompt)
             self.engine.submit(asking.job)
-            reply = Reply(asked.model, n_prompt, isinstance(asked, ChatRequest))
+            reply = ReplyWriter(asked.model, n_prompt, isinstance(asked, ChatRequest))
             if asked.stream:
                 status = 200
                 with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
@@ -155,7 +155,7 @@ class Server:
         prompt: list[int],
         steering: tuple[Steering, ...],
         label: str,
-    ) -> Asking:
+    ) -> OpenRequest:
         room = self.limits.max_context - len(prompt)
         limit = asked.limit()
         if room < 1 or (limit or 1) > room:
@@ -172,10 +172,12 @@ class Server:
         if longest >= len(prompt):
             raise RequestError(f"positions is at most {len(prompt) - 1} for this prompt", "steering")
         sampling = asked.sampling(limit or min(DEFAULT_MAX_TOKENS, room))
-        return Asking(self.figures, label, prompt=prompt, steering=steering, sampling=sampling, n_answers=n_answers)
+        return OpenRequest(
+            self.figures, label, prompt=prompt, steering=steering, sampling=sampling, n_answers=n_answers
+        )
 
 
-class Asking:
+class OpenRequest:
     """One request at the engine: what the engine's thread says is heard on the event loop."""
 
     def __init__(
@@ -189,10 +191,10 @@ class Asking:
         n_answers: int,
     ) -> None:
         self.figures, self.label = figures, label
-        self.answers = [Answer() for _ in range(n_answers)]
+        self.answers = [AnswerSoFar() for _ in range(n_answers)]
         self.heard: asyncio.Queue[Piece | Failed] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
-        self.job = Job(prompt, steering, sampling, self._listen, n_answers)
+        self.job = Generation(prompt, steering, sampling, self._listen, n_answers)
         self.is_first = True
 
     def _listen(self, piece: Piece | Failed) -> None:
@@ -240,7 +242,7 @@ class Asking:
         async for _ in self.pieces():
             pass
 
-    async def events(self, reply: Reply, *, with_usage: bool) -> AsyncIterator[str]:
+    async def events(self, reply: ReplyWriter, *, with_usage: bool) -> AsyncIterator[str]:
         """The stream's events; an error after the first byte is an event too."""
         pieces = self.pieces()
         try:
@@ -307,7 +309,7 @@ def make_app(server: Server, *, key: str | None) -> FastAPI:
         await asyncio.to_thread(server.engine.close)
 
     app = FastAPI(lifespan=living, openapi_url=None)
-    app.add_middleware(Guard, key=key, max_body=server.limits.max_body)
+    app.add_middleware(RequestGuard, key=key, max_body=server.limits.max_body)
     app.add_exception_handler(HTTPException, lambda _, error: _as_response(error))
     page = (files("factory.data") / "serve.html").read_text(encoding="utf-8")
     app.get("/", response_class=HTMLResponse)(

@@ -49,7 +49,7 @@ class Failed:
 
 
 @dataclass(eq=False)
-class Job:
+class Generation:
     """A request of the engine: ``prompt`` ends with the token from which generation starts.
 
     ``listen`` is called on the engine's thread; it must not block. ``n`` answers are made of one prefill.
@@ -78,7 +78,7 @@ class Engine:
         self.end_ids = end_ids(target)
         self.cache = RowCache(target, max_batch)
         self.rows: list[Row] = []
-        self.waiting: deque[Job] = deque()
+        self.waiting: deque[Generation] = deque()
         self.changed = threading.Condition()
         self.is_closing = False
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -106,7 +106,7 @@ class Engine:
         """Whether the thread answers."""
         return self.thread.is_alive() and not self.is_closing
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Generation) -> None:
         """Queue a job.
 
         Raises:
@@ -163,7 +163,7 @@ class Engine:
                 log.exception("a prompt could not be read")
                 job.listen(Failed(f"{type(error).__name__} while the prompt was read"))
 
-    def _prefill(self, job: Job) -> None:
+    def _prefill(self, job: Generation) -> None:
         ids = self.target.tensor([job.prompt])  # [1, length]
         mask = torch.ones_like(ids)
         cache = steered_cache(self.target, ids, mask, None)

@@ -14,7 +14,7 @@ OPEN_PATHS = {"/", "/health"}
 DISCARDED_AT_MOST = 64 << 20  # bytes that are still read of a body that is too large, so that the client hears why
 
 
-def is_loopback(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
     """Whether an address is reached from this machine only."""
     if host == "localhost":
         return True
@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Guard:
+class RequestGuard:
     """Refuses with 401, 403 or 413 what should not reach the application.
 
     Without a key the server is for this machine, so a request must name it by a loopback address: a web
@@ -42,7 +42,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value for name, value in scope["headers"]}
-        if self.key is None and not is_loopback(_name_of(headers.get("host", b"localhost"))):
+        if self.key is None and not is_this_machine(_name_of(headers.get("host", b"localhost"))):
             await _refuse(send, 403, "this server has no key, so it answers to 127.0.0.1 and localhost only")
             return
         if self.key is not None and scope["path"] not in OPEN_PATHS and not self._is_key(headers):

@@ -18,7 +18,7 @@ from factory.serving.engine import Reason
 
 
 @dataclass
-class Answer:
+class AnswerSoFar:
     """One of a request's answers, as far as it came."""
 
     text: str = ""
@@ -27,7 +27,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Reply:
+class ReplyWriter:
     """Writes one request's answers: as a chat, or as text that was continued."""
 
     model: str
@@ -36,7 +36,7 @@ class Reply:
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def whole(self, answers: Sequence[AnswerSoFar]) -> dict[str, Any]:
         """The reply without ``stream``."""
         usage = self.usage(answers)
         if not self.is_chat:
@@ -75,12 +75,12 @@ class Reply:
         completion = Completion.model_construct(**self._head("text_completion"), choices=[choice])
         return completion.model_dump(mode="json", exclude_unset=True, warnings=False)
 
-    def last(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def last(self, answers: Sequence[AnswerSoFar]) -> dict[str, Any]:
         """The event with the usage, for who asked for it."""
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"
         return {**self._head(kind), "choices": [], "usage": self.usage(answers).model_dump(exclude_unset=True)}
 
-    def usage(self, answers: Sequence[Answer]) -> CompletionUsage:
+    def usage(self, answers: Sequence[AnswerSoFar]) -> CompletionUsage:
         """Tokens of the prompt, the neutral one included, and of the answers, their ends included."""
         made = sum(answer.n_tokens for answer in answers)
         return CompletionUsage(prompt_tokens=self.n_prompt, completion_tokens=made, total_tokens=self.n_prompt + made)

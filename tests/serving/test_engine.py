@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from factory.serving.engine import Busy, Engine, Failed, Job
+from factory.serving.engine import Busy, Engine, Failed, Generation
 from factory.serving.row import Sampling, Text, _overlap
 from factory.vector.steer import Steering, add_vector, generate, steered_cache
 from factory.vector.vector import SteeringVector
@@ -48,7 +48,7 @@ class Heard:
 def ask(engine, question, steering=(), max_tokens=24, **sampling):
     heard = Heard()
     prompt = [*engine.target.prompt_ids([{"role": "user", "content": question}]), engine.target.neutral_id]
-    job = Job(prompt, tuple(steering), Sampling(max_tokens, **sampling), heard)
+    job = Generation(prompt, tuple(steering), Sampling(max_tokens, **sampling), heard)
     engine.submit(job)
     return heard, job
 
