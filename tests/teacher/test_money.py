@@ -110,6 +110,7 @@ def test_a_resume_takes_another_share_of_failures_and_keeps_it(store, tmp_path, 
 
 
 def test_a_resumed_run_keeps_its_cap_whatever_the_configuration_says_now(store, tmp_path, monkeypatch):
+    from factory.cli import svf
     from factory.commands import runs
 
     asked = []
@@ -119,7 +120,7 @@ def test_a_resumed_run_keeps_its_cap_whatever_the_configuration_says_now(store, 
     monkeypatch.setattr("workers.flow.submit.resume", lambda ledger, **bounds: asked.append(bounds) or [])
     words = [ledger.run_id, "--config", str(tmp_path / "c.yaml")]
     for flags in ([], ["--max-cost-usd", "7", "--max-failed-fraction", "0.4"]):
-        CliRunner().invoke(runs.resume, [*words, *flags], catch_exceptions=False, standalone_mode=False)
+        CliRunner().invoke(svf, ["resume", *words, *flags], catch_exceptions=False, standalone_mode=False)
     assert asked == [
         {"max_cost_usd": None, "max_failed_fraction": None},
         {"max_cost_usd": 7.0, "max_failed_fraction": 0.4},
