@@ -9,10 +9,11 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import cycle, pairwise
 from math import isnan
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -22,22 +23,32 @@ INK = "#010203"  # stands for the page's text colour, and is replaced by it
 COLORS = ("#3b82c4", "#d9822b", "#4f9d69", "#9a6bc4", "#c4536b", "#7a8a99")
 SIZE = (4.4, 2.9)  # inches; small, so that text is readable on a phone
 
-matplotlib.rcParams.update(
-    {
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        "legend.fontsize": 9,
-    }
-)
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+Draw = TypeVar("Draw", bound=Callable[..., str])
+
+
+def _in_style(draw: Draw) -> Draw:
+    """Let ``draw`` make its axes and write its SVG in our style; matplotlib's own settings stay as they were."""
+
+    @wraps(draw)
+    def drawn(*what: Any, **how: Any) -> str:
+        with matplotlib.rc_context(STYLE):
+            return draw(*what, **how)
+
+    return cast(Draw, drawn)
 
 
 def _axes(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
@@ -67,6 +78,7 @@ def _open_tag(name: str, title: str, description: str) -> str:
     return (rf'<svg role="img" id="{name}" viewBox="\1" {labels}>{texts}</desc>').replace("'", '"')
 
 
+@_in_style
 def sweep_figure(name: str, evaluation: dict[str, Any]) -> str:
     """Share of answers in the style against strength, with intervals, one curve for what else was set."""
     figure, axes = _axes()
@@ -115,6 +127,7 @@ def _percent(axes: Axes) -> None:
     axes.grid(axis="y", alpha=0.25)
 
 
+@_in_style
 def compared_figure(name: str, measured: dict[str, dict[str, Any]]) -> str:
     """Unsteered, prompted, steered and the controls: answers in the style, with intervals."""
     figure, axes = _axes((SIZE[0], 2.4))
@@ -136,6 +149,7 @@ def compared_figure(name: str, measured: dict[str, dict[str, Any]]) -> str:
     return to_svg(figure, name, "Answers in the style", "; ".join(words))
 
 
+@_in_style
 def probe_figure(name: str, readings: Sequence[dict[str, Any]]) -> str:
     """The probe: how likely the style's openings become, by layer set and strength."""
     rows = sorted({_row_of(reading["setting"]) for reading in readings})
@@ -174,6 +188,7 @@ def _heat(axes: Axes, numbers: Any, rows: Sequence[str], columns: Sequence[str],
             axes.text(column, row, text.format(number), ha="center", va="center", color=color, fontsize=9)
 
 
+@_in_style
 def layers_figure(name: str, norms: Sequence[Sequence[float]], layers: Sequence[int], chosen: Sequence[int]) -> str:
     """Norm of the vector's values at each layer and head: ``norms`` is [n_layers][n_kv_heads]."""
     figure, axes = _axes((SIZE[0], 2.0))
@@ -194,6 +209,7 @@ def layers_figure(name: str, norms: Sequence[Sequence[float]], layers: Sequence[
     return to_svg(figure, name, "Where the vector is strong", description + steered)
 
 
+@_in_style
 def convergence_figure(name: str, curve: Sequence[Sequence[float]], enough: float) -> str:
     """Agreement of two halves of the pairs, against how many pairs there are."""
     figure, axes = _axes()
@@ -212,6 +228,7 @@ def convergence_figure(name: str, curve: Sequence[Sequence[float]], enough: floa
     return to_svg(figure, name, "Convergence: are there enough pairs?", words)
 
 
+@_in_style
 def agreement_figure(name: str, bins: Sequence[int]) -> str:
     """How many pairs agree how well with the mean: a histogram of cosines from -1 to 1."""
     figure, axes = _axes()
@@ -225,6 +242,7 @@ def agreement_figure(name: str, bins: Sequence[int]) -> str:
     return to_svg(figure, name, "Agreement of single pairs with the vector", "; ".join(words))
 
 
+@_in_style
 def matrix_figure(name: str, title: str, rows: Sequence[str], columns: Sequence[str], numbers: Any) -> str:
     """A table of numbers as a heat map, each number written into its cell."""
     figure, axes = _axes((SIZE[0], 1.2 + 0.45 * len(rows)))
