@@ -186,10 +186,6 @@ class Purse:
         """Replace a call's reservation by what it cost; 0 for one that was not answered."""
         self.counters.eval(_SETTLE, 2, *self._keys, call, _nano(cost_usd))
 
-    def write_off(self, call: str, worst_usd: float) -> None:
-        """Nobody knows whether the call was paid: take its worst case for spent."""
-        self.settle(call, worst_usd)
-
     @property
     def spent_usd(self) -> float:
         """What is spent for sure, without the calls under way."""

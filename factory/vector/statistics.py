@@ -130,10 +130,10 @@ def _rounded(numbers: Tensor) -> list[float]:
 
 @dataclass
 class PartialSum:
-    """Differences summed so far: merging in any order gives the same vector.
+    """Differences summed so far: adding them in any order gives the same vector.
 
     Differences are float32 and are summed in float64, whose 29 more bits hold the sum of
-    millions of them exactly in practice. Sums and counts are merged, never means of means.
+    millions of them exactly in practice.
     """
 
     count: int
@@ -151,12 +151,6 @@ class PartialSum:
             self.keys += pair_keys
             self.values += pair_values
             self.count += 1
-
-    def merge(self, other: PartialSum) -> None:
-        """Add another sum."""
-        self.keys += other.keys
-        self.values += other.values
-        self.count += other.count
 
     def mean(self) -> tuple[Tensor, Tensor]:
         """Mean keys and values, float32.
