@@ -15,9 +15,8 @@ from factory.cluster.embedded import running_broker, running_crew
 from factory.cluster.folder_lock import holding
 from factory.commands.ledgers import paid_calls
 from factory.commands.options import Job
-from factory.commands.outputs import _export
+from factory.commands.outputs import export_done, write_outputs
 from factory.commands.progress import watch
-from factory.commands.report import finish_with_report
 from factory.errors import FactoryError
 from factory.log import log, start_logging
 from factory.run.ledger import Ledger
@@ -54,7 +53,7 @@ def run_here(job: Job, ledger: Ledger, start: Callable[[], object], *, needs_tea
         except (FactoryError, KeyboardInterrupt):
             _export_what_is_done(job, ledger, console)
             raise
-        return _finish(job, ledger, states, console)
+        return write_outputs(job, ledger, states, console)
 
 
 def _watch_here(
@@ -102,7 +101,7 @@ def _export_what_is_done(job: Job, ledger: Ledger, console: Console) -> None:
     """The outputs of finished styles, on the way out for another reason, which stays the one that is told."""
     with suppress(FactoryError, OSError):  # the run may not even have been written down
         states = [progress_of(page) for page in ledger.pages]
-        _export(job, ledger, [state for state in states if state.state == "done"], console)
+        export_done(job, ledger, states, console)
 
 
 def _environment(job: Job, broker_url: str) -> dict[str, str]:
@@ -117,11 +116,3 @@ def _environment(job: Job, broker_url: str) -> dict[str, str]:
     }
     file = job.configuration.file
     return environment | ({"FACTORY_CONFIG": str(file.resolve())} if file else {})
-
-
-def _finish(job: Job, ledger: Ledger, states: list[StyleProgress], console: Console) -> int:
-    """Outputs, and the report of an evaluated run; returns the exit status."""
-    _export(job, ledger, states, console)
-    if ledger.spec.evaluation and any(state.state == "done" for state in states):
-        finish_with_report(ledger, console)
-    return 0 if all(state.state == "done" for state in states) else 1

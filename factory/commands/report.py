@@ -30,11 +30,8 @@ def report(run: str | None, config_file: Path | None, output: Path) -> int:
     return 0
 
 
-def finish_with_report(ledger: Ledger, console: Console) -> None:
-    """At the end of a run: what was measured of each style, examples, and where the page lies."""
-    from factory.report.page import write_report
-
-    written = write_report(ledger)  # before anything is shown: what the terminal cannot do costs no report
+def show_measured(ledger: Ledger, console: Console) -> None:
+    """What was measured of each style of an evaluated run, and some of its answers."""
     for page in ledger.pages:
         result = page.result
         if result and result.message:
@@ -42,9 +39,8 @@ def finish_with_report(ledger: Ledger, console: Console) -> None:
         elif result and result.verdict:
             shares = f"{result.steered:.0%} of answers in the style, {result.unsteered:.0%} unsteered"
             verdict = f": {result.verdict} ({shares}, {result.setting})"
-            console.print(Text.assemble((page.name, "bold"), verdict))
+            console.print(Text.assemble((page.name, "bold"), verdict), soft_wrap=True)
     show_examples(ledger, console)
-    console.print(Text(f"\nreport: {written}"), soft_wrap=True)
 
 
 def show_examples(ledger: Ledger, console: Console) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from factory.commands.ledgers import find_ledger, paid_calls, use_broker
 from factory.commands.options import Job, config_option, job_options, json_option, open_job, output_option
-from factory.commands.outputs import finish
+from factory.commands.outputs import write_outputs
 from factory.commands.progress import progress_of_run, snapshot
 from factory.commands.progress import watch as watch_run
 from factory.config import load_configuration
@@ -85,8 +85,9 @@ def watch(run: str | None, config_file: Path | None, output: Path) -> int:
     job = open_job(config_file, output)
     ledger = find_ledger(job, run)
     use_broker(job)
-    states = watch_run(ledger, Console(highlight=False), _guard_of(ledger), paid_calls(ledger, job.settings.broker_url))
-    return finish(job, ledger, states)
+    console = Console(highlight=False)
+    states = watch_run(ledger, console, _guard_of(ledger), paid_calls(ledger, job.settings.broker_url))
+    return write_outputs(job, ledger, states, console)
 
 
 def _guard_of(ledger: Ledger) -> Callable[[], None]:

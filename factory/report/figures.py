@@ -23,7 +23,7 @@ INK = "#010203"  # stands for the page's text colour, and is replaced by it
 COLORS = ("#3b82c4", "#d9822b", "#4f9d69", "#9a6bc4", "#c4536b", "#7a8a99")
 SIZE = (4.4, 2.9)  # inches; small, so that text is readable on a phone
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from factory.commands.report import finish_with_report
+from factory.commands.report import show_measured
 from factory.errors import StoreError
 from factory.pairs.styles import load_style
 from factory.report import figures
@@ -242,5 +242,5 @@ def test_what_models_and_people_wrote_is_shown_as_it_is_on_a_terminal(ledger, mo
     odd = "bold with [/b], arr[i] and [red]"
     row = {"question": odd, "answers": {name: {"text": odd, "markers": 1} for name in ("unsteered", "steered")}}
     monkeypatch.setattr("factory.report.page.examples", lambda *_, **__: [row])
-    finish_with_report(ledger, Console(width=400, highlight=False))
+    show_measured(ledger, Console(width=400, highlight=False))
     assert capsys.readouterr().out.count(odd) == 3 * len(STYLES)
