@@ -166,21 +166,32 @@ def highlight(text: str, style: Style) -> Markup:
 
 
 def _pairs(page: Page, vector: SteeringVector | None) -> list[dict[str, Any]]:
-    """The dataset for browsing: the outliers first, then in order."""
+    """The dataset for browsing: the outliers first, then in order; :data:`MOST_PAIRS` at most.
+
+    Batches are read in order until there is no more to show.
+    """
     quality = vector.metadata.get("quality", {}) if vector else {}
     outliers = {entry["pair_id"]: entry["cosine"] for entry in quality.get("outliers", [])}
-    shown: list[dict[str, Any]] = []
+    first: list[ContrastivePair] = []
+    usual: list[ContrastivePair] = []
     for batch in page.batches:
+        if len(first) == len(outliers) and len(first) + len(usual) >= MOST_PAIRS:
+            break
         if batch.pairs_key or page.written(batch.number):
-            shown += [_pair(pair, page.style, outliers) for pair in batch_of(page, batch.number)[0]]
-    return sorted(shown, key=lambda pair: pair["cosine"] if pair["cosine"] is not None else 2)[:MOST_PAIRS]
+            pairs = batch_of(page, batch.number)[0]
+            first += [pair for pair in pairs if pair.pair_id in outliers]
+            room = MOST_PAIRS - len(usual)
+            usual += [pair for pair in pairs if pair.pair_id not in outliers][:room]
+    first.sort(key=lambda pair: outliers[pair.pair_id])
+    return [_pair(pair, page.style, outliers) for pair in [*first, *usual][:MOST_PAIRS]]
 
 
 def _rejected(page: Page, vector: SteeringVector | None) -> list[dict[str, str]]:
     """Pairs that the gates or the extraction refused, with the reason."""
     found = [dict(failure) for failure in (vector.metadata.get("failures", []) if vector else [])]
     for batch in page.batches:
-        if batch.pairs_key or page.written(batch.number):
+        written = page.written(batch.number)
+        if written and written.reasons:  # no other batch has any
             for line in batch_of(page, batch.number)[1]:
                 found.append({"pair_id": str(line.get("question", "")), "reason": str(line.get("reason", ""))})
     return found

@@ -16,10 +16,12 @@ from factory.commands.report import show_measured
 from factory.errors import StoreError
 from factory.pairs.styles import load_style
 from factory.report import figures
-from factory.report.page import examples, highlight, render_report, write_report
+from factory.report import page as page_module
+from factory.report.page import examples, highlight, render_report, side_by_side, write_report
 from factory.report.timing import time_phases, time_workers, timeline
 from factory.run.ledger import Ledger
 from factory.store import Store
+from factory.vector.vector import SteeringVector
 from tests.endpoint import running_endpoint
 from tests.evaluated import SWEEP, finish_run, make_run
 
@@ -40,6 +42,37 @@ def ledger(target_folder, tmp_path_factory) -> Ledger:
 def page(ledger) -> str:
     """Its report."""
     return render_report(ledger)
+
+
+def test_a_page_reads_and_marks_only_the_pairs_that_it_shows_and_says_of_how_many(ledger, page, monkeypatch):
+    batches = {style: len(ledger.of(style).batches) for style in STYLES}
+    marked, read = [], []
+    monkeypatch.setattr("factory.report.page.MOST_PAIRS", 4)
+    monkeypatch.setattr(
+        "factory.report.page.highlight", lambda text, style: marked.append(text) or highlight(text, style)
+    )
+    of = page_module.batch_of
+    monkeypatch.setattr("factory.report.page.batch_of", lambda *which: read.append(which[1]) or of(*which))
+    short = render_report(ledger)
+    answers = 3 * sum(len(side_by_side(ledger.of(style))) for style in STYLES)
+    assert len(marked) == answers + answers + 2 * 4 * len(STYLES)  # side_by_side is asked for once more, here
+    assert short.count("Here are 4 of 6 pairs") == len(STYLES)
+    assert "Here are" not in page
+    assert len(read) <= sum(batches.values())
+
+
+def test_a_page_stops_reading_batches_where_it_has_enough_pairs(target_folder, tmp_path, store, monkeypatch):
+    changes = {"extraction_config": {"target_layers": "all", "recipe": "response_last", "batch_size": 1}}
+    few, _ = make_run(target_folder, tmp_path, store, STYLES[:1], changes)
+    vector = SteeringVector.from_bytes(store.read(few.of(STYLES[0]).vector_key), "v.pt")
+    batches, read, of = few.of(STYLES[0]).batches, [], page_module.batch_of
+    outliers = {entry["pair_id"] for entry in vector.metadata["quality"]["outliers"]}
+    monkeypatch.setattr("factory.report.page.MOST_PAIRS", 1)
+    monkeypatch.setattr("factory.report.page.batch_of", lambda *which: read.append(which[1]) or of(*which))
+    render_report(few)
+    ids = [of(few.of(STYLES[0]), batch.number)[0][0].pair_id for batch in batches]
+    needed = max((at for at, pair_id in enumerate(ids) if pair_id in outliers), default=0)
+    assert read == list(range(needed + 1))
 
 
 class Elements(HTMLParser):
