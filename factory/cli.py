@@ -75,8 +75,9 @@ def main() -> None:
     except NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        _say("[yellow]interrupted[/yellow]:", "what is done is kept; the same command goes on from there")
+    except (KeyboardInterrupt, click.Abort) as stop:
+        told = str(stop.__cause__ or stop)  # click raises Abort from what a command says of its end
+        _say("[yellow]interrupted[/yellow]:", told or "what is done is kept; the same command goes on from there")
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
         _say(ERROR, error.format_message())

@@ -15,7 +15,7 @@ from factory.cluster.embedded import running_broker, running_crew
 from factory.cluster.folder_lock import holding
 from factory.commands.ledgers import paid_calls
 from factory.commands.options import Job
-from factory.commands.outputs import export_done, write_outputs
+from factory.commands.outputs import export_done, resume_command, write_outputs
 from factory.commands.progress import watch
 from factory.errors import FactoryError
 from factory.log import log, start_logging
@@ -50,9 +50,12 @@ def run_here(job: Job, ledger: Ledger, start: Callable[[], object], *, needs_tea
     with holding(job.output, f"run {ledger.run_id}"), heard_signals():
         try:
             states = _watch_here(job, ledger, start, needs_teacher=needs_teacher, console=console)
-        except (FactoryError, KeyboardInterrupt):
+        except FactoryError:
             _export_what_is_done(job, ledger, console)
             raise
+        except KeyboardInterrupt:
+            _export_what_is_done(job, ledger, console)
+            raise KeyboardInterrupt(how_to_go_on(job, ledger)) from None
         return write_outputs(job, ledger, states, console)
 
 
@@ -102,6 +105,21 @@ def _export_what_is_done(job: Job, ledger: Ledger, console: Console) -> None:
     with suppress(FactoryError, OSError):  # the run may not even have been written down
         states = [progress_of(page) for page in ledger.pages]
         export_done(job, ledger, states, console)
+
+
+def how_to_go_on(job: Job, ledger: Ledger) -> str:
+    """What a person who interrupted a run is told; nothing of a run that had not begun."""
+    try:
+        spec, most = ledger.spec, ledger.max_cost_usd
+    except FactoryError:  # the store may be what a person would not wait for
+        return ""
+    command = resume_command(job, ledger)
+    if most is None or not any(part.from_teacher for part in spec.styles):
+        return f"what is done is kept; this run goes on with: {command}"
+    return (
+        f"what is done is kept; this run goes on, within its ${most:g}, with: {command} "
+        "(the same command as before starts a new run, which may cost as much again)"
+    )
 
 
 def _environment(job: Job, broker_url: str) -> dict[str, str]:

@@ -17,6 +17,11 @@ from factory.run.ledger import Ledger
 from factory.run.progress import StyleProgress
 
 
+def resume_command(job: Job, ledger: Ledger) -> str:
+    """What goes on with a run on this machine, to be typed as it stands."""
+    return f"svf resume {ledger.run_id} --here{_config(job)}{_output(job)}"
+
+
 def write_outputs(job: Job, ledger: Ledger, states: list[StyleProgress], console: Console) -> int:
     """Write the outputs of the styles that are done, and the report of an evaluated run; returns the exit status.
 
@@ -48,7 +53,7 @@ def _say_what_waits(job: Job, ledger: Ledger, states: list[StyleProgress], conso
     pause = ledger.paused()
     if pause and any(state.state in HELD for state in states):
         _say(console, ("paused", "yellow"), f" after ${pause.spent_usd:.4f}: {pause.message}")
-        _say(console, f"to go on on this machine: svf resume {ledger.run_id} --here{_config(job)}{_output(job)}")
+        _say(console, f"to go on on this machine: {resume_command(job, ledger)}")
     for state in states:
         if state.state == "failed":
             _say(console, (state.style, "red"), f": {state.message}")

@@ -131,6 +131,7 @@ def test_an_interrupted_run_leaves_no_process_and_the_next_one_reuses_what_was_d
 
     assert running.returncode == 130, said
     assert b"Traceback" not in said
+    assert b"this run goes on with: svf resume " in said
     assert processes_that_know(str(tmp_path / "out")) == []
     assert again.status == 0, again.err
     now = {path.name: path.stat().st_mtime_ns for path in batches.glob("*.safetensors")}
