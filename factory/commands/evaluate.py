@@ -22,6 +22,7 @@ from factory.pairs.dataset import load_questions
 from factory.pairs.heldout import asked_hashes, find_hashed
 from factory.pairs.styles import Style, load_style
 from factory.planning.specify import held_out_file, plan_evaluation, plan_teacher
+from factory.run.export import renew_sam_assets
 from factory.run.spec import new_run_id
 from factory.teacher.client import Payer, Teacher
 from factory.teacher.connection import open_client
@@ -53,6 +54,7 @@ def evaluate(
 ) -> int:
     """Measure whether VECTORS steer, and write verdict and best setting into them.
 
+    The vector's twin of the other format is written too, and its copy for the agent SAM.
     Questions that a vector's pairs ask are not held out, and are left out. With
     evaluation.judge_model a judge at the teacher's endpoint scores the answers beside the style's
     markers. The exit status is 1 if a vector has no effect.
@@ -73,6 +75,9 @@ def evaluate(
         evaluation, evaluated = _evaluate(vector, spec, settings, styles, judge)
         if not keep:
             _write(evaluated, path)
+            folder = path.resolve().parent
+            for assets in (folder, folder.parent / settings.output_config.sam_assets_dir):
+                renew_sam_assets(styles[vector.style_name], vector, evaluated, assets)
         results.append(evaluation)
     if as_json:
         click.echo(json.dumps([result.to_json() for result in results], ensure_ascii=False))

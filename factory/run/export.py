@@ -153,6 +153,23 @@ def write_vector(vector: SteeringVector, path: Path) -> None:
     vector.save(path.with_suffix(".safetensors"))
 
 
+def renew_sam_assets(style: Style, before: SteeringVector, vector: SteeringVector, folder: Path) -> bool:
+    """Write ``vector`` over the assets of ``before`` in ``folder``, if they are there; returns whether it did.
+
+    Assets of another vector of the style are left alone.
+
+    Raises:
+        VectorError: what lies there is no vector.
+    """
+    from factory.vector.vector import SteeringVector
+
+    files = [folder / f"{style.name}.pt", folder / f"{style.name}_template.json"]
+    if not all(file.is_file() for file in files) or SteeringVector.load(files[0]) != before:
+        return False
+    write_sam_assets(style, vector, folder)
+    return True
+
+
 def write_sam_assets(style: Style, vector: SteeringVector, folder: Path) -> None:
     """Write a style's ``.pt`` and template into SAM's assets folder."""
     vector.save(folder / f"{style.name}.pt")

@@ -16,7 +16,7 @@ import yaml
 
 from factory.errors import VectorError
 from factory.pairs.styles import load_style
-from factory.run.export import write_sam_assets
+from factory.run.export import renew_sam_assets, write_sam_assets
 from factory.store import Store
 from factory.vector.sharing import load_shared, share
 from factory.vector.vector import SteeringVector
@@ -88,6 +88,19 @@ def test_a_vector_that_was_not_evaluated_claims_no_effectiveness(vector, tmp_pat
     assert PromptSteerer(tmp_path).templates[STYLE]["metadata"]["effectiveness_score"] is None
 
 
+def test_only_the_assets_of_the_same_vector_are_renewed(vector, tmp_path):
+    style = load_style(STYLE)
+    assert not renew_sam_assets(style, vector, vector, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    write_sam_assets(style, replace(vector, value_vector=2 * vector.value_vector), tmp_path)
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert not renew_sam_assets(style, vector, vector, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+    write_sam_assets(style, replace(vector, metadata={}), tmp_path)
+    assert renew_sam_assets(style, vector, vector, tmp_path)
+    assert PromptSteerer(tmp_path).templates[STYLE]["metadata"]["verdict"] == vector.metadata["verdict"]
+
+
 def test_a_shared_folder_loads_as_the_same_vector(vector, tmp_path):
     path = share(vector, tmp_path)
     assert path.suffix == ".safetensors"
@@ -125,16 +138,21 @@ def test_a_folder_without_a_vector_or_with_two_is_refused_by_name(vector, tmp_pa
 
 
 def test_a_vector_goes_through_the_terminal_evaluated_exported_and_steering(vector, svf, tmp_path):
-    vector.save(tmp_path / "mine.pt")
+    mine = tmp_path / "steering_vectors" / "mine.pt"
+    vector.save(mine)
     config = tmp_path / "config.yaml"
     settings = {"device": "cpu", "load_in_8bit": False, "evaluation": {"limit": 3, "choice_limit": 2, "cells": 1}}
     settings["evaluation"] |= {"max_new_tokens": 8, "positions": [1]}
     config.write_text(yaml.safe_dump(settings))
-    said = svf("evaluate", "mine.pt", "--strength", 2, "--strength", 3, "--json")
+    assets = tmp_path / "sam" / "assets" / "steering_vectors"
+    write_sam_assets(load_style(STYLE), replace(vector, metadata={}), assets)  # before it was evaluated
+    said = svf("evaluate", mine, "--strength", 2, "--strength", 3, "--json")
     assert said.status in (0, 1), said.err
     (evaluation,) = json.loads(said.out)
-    assert SteeringVector.load(tmp_path / "mine.pt").metadata["verdict"] == evaluation["verdict"]
-    assert svf("export", "mine.pt", "--output", "out").status == 0
+    assert SteeringVector.load(mine).metadata["verdict"] == evaluation["verdict"]
+    assert PromptSteerer(assets).templates[STYLE]["metadata"]["verdict"] == evaluation["verdict"]
+    assert SteeringVector.load(assets / f"{STYLE}.pt").metadata["verdict"] == evaluation["verdict"]
+    assert svf("export", mine, "--output", "out").status == 0
     steered = svf("steer", "out/mine", "-p", "Why?", "--strength", 1, "--strength", 2, "--max-new-tokens", 4, "--json")
     answers = json.loads(steered.out)["answers"]
     assert list(answers) == ["unsteered", "strength 1", "strength 2", "prompted"]
