@@ -98,19 +98,13 @@ def _server(
 
 
 def _load(sources: Sequence[str], model: str | None, settings: Settings) -> tuple[Target, VectorLibrary]:
+    from factory.configured import load_configured_target
     from factory.serving.library import VectorLibrary
-    from factory.target.model import load_target
 
     name = model or _only_model(VectorLibrary(sources))
     hide_loading_bar()
     with Console(stderr=True, highlight=False).status(f"loading {name}"):
-        target = load_target(
-            name,
-            settings.device,
-            dtype=settings.dtype,
-            quantize=settings.quantize,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        target = load_configured_target(name, settings)
     library = VectorLibrary(sources, target)
     if not library.vectors and library.refused:
         raise VectorError("; ".join(library.refused.values()))

@@ -89,7 +89,7 @@ def main() -> int:
             "extracted": progress.extracted,
             "reasons": progress.reasons,
             "pairs_failed": failed,
-            "evaluation": result.get("message"),
+            "evaluation": (result.message or None) if result else None,
         }
         print(json.dumps(found))
     return 0

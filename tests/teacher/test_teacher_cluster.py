@@ -149,7 +149,7 @@ def test_with_a_third_of_the_calls_failing_all_pairs_arrive_and_nothing_is_paid_
         assert flaky.statuses[500] > 0
         assert sorted(flaky.paid.values())[-40:] == [1] * 40
         assert sum(flaky.paid.values()) == 40
-    assert sum(stormy.entry("steps", "written", n)["paid_calls"] for n in range(5)) == 40
+    assert sum(stormy.of("steps").written(n).paid_calls for n in range(5)) == 40
     vectors = [
         build_vector(pairs_of(ledger), target, style="steps", recipe="response_mean") for ledger in (calm, stormy)
     ]
