@@ -60,8 +60,8 @@ def unturned(cached, turned):
     for before, after in turned:
         for given, made in ((before[0], after[0]), (before[0].transpose(0, 1), after[0].transpose(0, 1))):
             for norm in (torch.Tensor.float, l2_normed):
-                part = cached[..., : made.shape[-1]]
-                if made.shape[:2] == cached.shape[:2] and torch.allclose(norm(made), part, atol=1e-6, rtol=0):
+                part, found = cached[..., : made.shape[-1]].float(), norm(made).float()
+                if made.shape[:2] == cached.shape[:2] and torch.allclose(found, part, atol=1e-6, rtol=0):
                     return torch.cat([norm(given), cached[..., made.shape[-1] :]], dim=-1)
     return cached
 

@@ -414,6 +414,6 @@ def test_a_run_that_goes_on_here_ends_with_its_report_too(evaluated_here, svf):
     said = svf("resume", "--here", "--config", "tiny.yaml", "--output", "out")
     assert said.status == 0, said.err + said.out
     assert page.exists()
-    paths = [line for line in first.out.splitlines() if "out/steering_vectors" in line]
-    assert paths == [line for line in said.out.splitlines() if "out/steering_vectors" in line]
+    paths = [line for line in first.out.splitlines() if " pairs -> out/steering_vectors" in line]
+    assert paths == [line for line in said.out.splitlines() if " pairs -> out/steering_vectors" in line]
     assert len(paths) == 1

@@ -210,7 +210,7 @@ def test_what_is_spent_is_seen_call_by_call_before_a_batch_is_written(cluster):
             return json.loads(cluster.svf("status", ledger.run_id, "--json"))["spent_usd"]
 
         until(lambda: seen() == pytest.approx(10 * usual))
-        assert ledger.of("steps").listing().numbers("written") == set()
+        assert ledger.of("steps").listing().numbers("written") == []
         seen_enough.set()
         until(lambda: is_written(ledger))
         assert seen() == pytest.approx(12 * usual)
