@@ -45,7 +45,7 @@ def test_one_server_has_one_name_however_it_is_spelled(spelling):
 )
 def test_an_address_that_is_none_or_holds_a_secret_is_refused_while_planning_and_not_repeated(url, says):
     with pytest.raises(ConfigError, match="base_url") as refused:
-        load_configuration(environment={"FACTORY_BASE_URL": f"'{url}'"})
+        load_configuration(environment={"FACTORY_BASE_URL": url})
     with pytest.raises(TeacherRefused, match="base_url") as paused:
         open_client(url, None, 1.0)
     for error in (refused, paused):
