@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @json_option
 def evaluate(
     vectors: tuple[Path, ...],
+    *,
     strengths: tuple[float, ...],
     layer_sets: tuple[str, ...],
     limit: int | None,
@@ -119,6 +120,7 @@ def _evaluate(
     from dataclasses import replace
 
     from factory.configured import load_configured_target
+    from factory.evaluation.examiner import Examiner
     from factory.evaluation.examiner import evaluate as evaluate_vector
     from factory.evaluation.verdict import add_evaluation, specificity_of
     from factory.store import Store
@@ -133,9 +135,8 @@ def _evaluate(
         row = bar.add_task(vector.style_name, total=len(spec.parts))
         style = styles[vector.style_name]
         scorer = make_scorer(judge, style, max_concurrent=settings.max_concurrent_calls) if judge else None
-        evaluation, done = evaluate_vector(
-            target, vector, style, spec, store=store, scorer=scorer, after=lambda part: bar.advance(row)
-        )
+        examiner = Examiner(target, vector, style, spec, store, scorer)
+        evaluation, done = evaluate_vector(examiner, after=lambda part: bar.advance(row))
     specificity = specificity_of(store.require_json(done["steered"]["answers"]), styles)
     evaluation = replace(evaluation, specificity=specificity)
     if judge:

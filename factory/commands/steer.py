@@ -58,6 +58,7 @@ class SideBySide:
 @json_option
 def steer(
     vector: str,
+    *,
     prompts: tuple[str, ...],
     strengths: tuple[float, ...],
     interactive: bool,

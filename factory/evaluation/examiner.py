@@ -181,29 +181,20 @@ def random_like(vector: SteeringVector) -> SteeringVector:
 
 
 def evaluate(
-    target: Target,
-    vector: SteeringVector,
-    style: Style,
-    spec: EvaluationSpec,
-    *,
-    store: Store | None = None,
-    scorer: Scorer | None = None,
-    after: Callable[[str], None] = lambda part: None,
+    examiner: Examiner, after: Callable[[str], None] = lambda part: None
 ) -> tuple[Evaluation, dict[str, Entry]]:
-    """Evaluate a vector here, in this process; also returns what became of every part.
+    """Do every part of an examination here, in this process; also returns what became of each.
 
-    ``store`` keeps answers (default: memory); ``scorer`` scores them beside the style's markers;
     ``after`` is told each part that is done.
 
     Raises:
         VectorError: the vector is for another model.
         ConfigError: the sweep's layer sets hold none of the vector's layers.
     """
-    store = store or Store("memory://evaluation")
-    examiner = Examiner(target, vector, style, spec, store, scorer)
+    style = examiner.style
     done: dict[str, Entry] = {}
-    for part in spec.parts:
+    for part in examiner.spec.parts:
         done[part] = examiner.examine(part, done)
         after(part)
-    specificity = specificity_of(store.require_json(done["steered"]["answers"]), {style.name: style})
-    return conclude(style, spec, done, specificity), done
+    answers = examiner.store.require_json(done["steered"]["answers"])
+    return conclude(style, examiner.spec, done, specificity_of(answers, {style.name: style})), done

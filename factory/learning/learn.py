@@ -32,7 +32,6 @@ def learn_vector(
     pairs: Sequence[ContrastivePair],
     target: Target,
     *,
-    style: str | None = None,
     start: SteeringVector | None = None,
     learning: Learning | None = None,
     layers: str | int | Sequence[int] | range = "all",
@@ -41,8 +40,8 @@ def learn_vector(
     """Learn a style's vector from its pairs, in this process.
 
     ``start`` is where learning begins, most often the mean difference of the same pairs; its layers
-    are then those that learn. None begins at zero, at ``layers``. ``after`` is told each state. The
-    vector's own strength is 1, for keys and values alike.
+    are then those that learn, and its style is the vector's. None begins at zero, at ``layers``, for the
+    pairs' style. ``after`` is told each state. The vector's own strength is 1, for keys and values alike.
 
     Raises:
         LayerError: the model does not have a layer.
@@ -50,7 +49,7 @@ def learn_vector(
         VectorError: ``start`` is for another model.
     """
     learning = learning or Learning()
-    begun = start or zero_vector(target, style or (pairs[0].style if pairs else ""), layers)
+    begun = start or zero_vector(target, pairs[0].style if pairs else "", layers)
     check_fits(begun, target)
     if learning.rounds == 0:
         return begun
@@ -63,7 +62,7 @@ def learn_vector(
         sums = [read_part(part, state.vector, reader, learning) for part in schedule.parts(state.round)]
         state = take_step(state, sums, learning)
         after(state)
-    learned = learned_vector(replace(begun, style_name=style or begun.style_name), state, learning)
+    learned = learned_vector(begun, state, learning)
     return replace(learned, metadata=learned.metadata | _questions_asked(start, pairs))
 
 

@@ -131,7 +131,7 @@ def test_scores_equal_naive_counting():
 
 def test_a_planted_effect_is_found_and_its_controls_do_nothing(target, planted):
     vector, style = planted
-    evaluation, done = evaluate(target, vector, style, SPEC, store=Store("memory://planted"))
+    evaluation, done = evaluate(Examiner(target, vector, style, SPEC, Store("memory://planted")))
     assert evaluation.setting.strength == STRONG
     assert evaluation.effect >= 0.75
     assert evaluation.interval[0] > 0
@@ -143,7 +143,7 @@ def test_a_planted_effect_is_found_and_its_controls_do_nothing(target, planted):
 def test_a_vector_of_nothing_is_called_so_with_advice(target, planted):
     vector, style = planted
     nothing = replace(vector, value_vector=torch.zeros_like(vector.value_vector))
-    evaluation, _ = evaluate(target, nothing, style, SPEC, store=Store("memory://nothing"))
+    evaluation, _ = evaluate(Examiner(target, nothing, style, SPEC, Store("memory://nothing")))
     assert evaluation.verdict == "no effect"
     assert evaluation.effect == 0.0
     assert "layers" in evaluation.advice
@@ -151,7 +151,7 @@ def test_a_vector_of_nothing_is_called_so_with_advice(target, planted):
 
 def test_the_verdict_lies_in_the_vector_and_steering_uses_it(target, planted):
     vector, style = planted
-    evaluation, _ = evaluate(target, vector, style, SPEC, store=Store("memory://planted"))
+    evaluation, _ = evaluate(Examiner(target, vector, style, SPEC, Store("memory://planted")))
     known = SteeringVector.from_bytes(add_evaluation(vector, evaluation).to_pt(), "x.pt")
     assert known.metadata["effect"] == evaluation.effect
     assert known.metadata["interval"] == evaluation.interval
@@ -200,7 +200,7 @@ def test_a_setting_names_layers_that_the_vector_may_lack(target):
 def test_a_vector_that_lacks_layer_sets_of_the_sweep_is_evaluated_with_the_others(target, planted):
     vector, style = planted
     spec = SPEC.model_copy(update={"layer_sets": ("all", "20-29"), "cells": 4})
-    evaluation, done = evaluate(target, vector, style, spec)
+    evaluation, done = evaluate(Examiner(target, vector, style, spec, Store("memory://fewer")))
     assert set(done) == set(spec.parts)
     assert {cell["setting"]["layers"] for cell in evaluation.cells} == {"all"}
 
