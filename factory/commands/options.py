@@ -62,8 +62,9 @@ def open_job(config_file: Path | None, output: Path = Path(), **flags: Any) -> J
 def job_options(command: Command) -> Command:
     """The flags of ``generate``, ``enqueue`` and ``estimate``; gives the command a :class:`Job`."""
 
+    @click.argument("more_styles", metavar="[STYLE]...", nargs=-1)
     @config_option
-    @click.option("--styles", "-s", multiple=True, help="Styles to make; repeat it or separate by commas.")
+    @click.option("--styles", "-s", multiple=True, metavar="STYLE...", help="Styles to make [default: the configured].")
     @click.option("--api-key", help=f"Key of the teacher's endpoint; better {OPENAI_KEY} or a file.")
     @click.option("--api-key-file", type=click.File(), help="File with that key; - reads it from standard input.")
     @output_option
@@ -73,6 +74,7 @@ def job_options(command: Command) -> Command:
     @functools.wraps(command)
     def wrapped(
         *,
+        more_styles: tuple[str, ...],
         config_file: Path | None,
         styles: tuple[str, ...],
         api_key: str | None,
@@ -83,8 +85,11 @@ def job_options(command: Command) -> Command:
         extend: bool | None,
         **rest: Any,
     ) -> Any:
-        named = [name for group in styles for name in group.replace(",", " ").split()] or None
-        flags = {"styles": named, "custom_questions_file": str(questions) if questions else None, "extend": extend}
+        flags = {
+            "styles": _style_names((*styles, *more_styles)) or None,
+            "custom_questions_file": str(questions) if questions else None,
+            "extend": extend,
+        }
         given = {key: value for key, value in flags.items() if value is not None}
         configuration = load_configuration(config_file, flags=given)
         if api_key_file is not None:
@@ -96,6 +101,11 @@ def job_options(command: Command) -> Command:
         return command(Job(configuration, output, limit), **rest)
 
     return wrapped  # type: ignore[return-value]
+
+
+def _style_names(words: Sequence[str]) -> list[str]:
+    """The styles of ``--styles a b``, ``-s a -s b``, ``--styles a,b`` and plain ``a b``, each once."""
+    return list(dict.fromkeys(name for word in words for name in word.replace(",", " ").split()))
 
 
 def _keep_key(api_key: str, settings: Settings) -> None:

@@ -205,6 +205,22 @@ def test_brackets_in_a_message_survive(said):
     assert "[bold]x[/bold]" in ended.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--styles researcher_style creative_explorer",
+        "--styles researcher_style creative_explorer --limit 2",
+        "--styles researcher_style, creative_explorer",
+        "-s researcher_style -s creative_explorer",
+        "researcher_style creative_explorer researcher_style",
+    ],
+)
+def test_styles_may_be_named_in_every_form_that_people_type(said, words):
+    ended = said("estimate", "--json", *words.split())
+    assert ended.status == 0, ended
+    assert [part["style"] for part in json.loads(ended.out)["styles"]] == ["researcher_style", "creative_explorer"]
+
+
 def test_styles_lists_all_with_their_pairs(said):
     rows = json.loads(said("styles", "--json").out)
     assert [(row["name"], row["pairs"]) for row in rows] == [(name, 48) for name in STYLES]
