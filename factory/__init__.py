@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from factory.pairs.styles import Style, load_style
     from factory.pipeline import build_vector
     from factory.target.model import Target, load_target
+    from factory.vector.recommendation import Recommendation
     from factory.vector.sharing import load_shared
     from factory.vector.steer import Steering, generate, generate_batch, steered_cache
     from factory.vector.vector import SteeringVector
@@ -26,6 +27,7 @@ _HOMES = {
     "ContrastivePair": "pairs.pair",
     "Learning": "learning.spec",
     "Recipe": "extraction.recipe",
+    "Recommendation": "vector.recommendation",
     "Steering": "vector.steer",
     "SteeringVector": "vector.vector",
     "Style": "pairs.styles",
@@ -46,6 +48,7 @@ __all__ = [
     "ContrastivePair",
     "Learning",
     "Recipe",
+    "Recommendation",
     "Steering",
     "SteeringVector",
     "Style",

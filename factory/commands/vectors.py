@@ -14,6 +14,7 @@ from rich.text import Text
 
 from factory.commands.options import json_option
 from factory.run.export import run_path
+from factory.vector.recommendation import Recommendation
 
 
 @click.command()
@@ -82,8 +83,9 @@ def _table(vector: Any, path: Path) -> Table:
         verdict = "enough pairs" if quality["enough_pairs"] else "more pairs would help"
         table.add_row("split-half cosine", f"{quality['split_half_cosine']:.3f} ({verdict})")
         table.add_row("pair agreement", f"mean cosine {quality['mean_pair_cosine']:.3f} with the vector")
-    if known.get("recommended_strength") is not None:
-        table.add_row("recommended", f"strength {known['recommended_strength']:g}, {known.get('verdict', '')}")
+    best = Recommendation.read(known)
+    if best:
+        table.add_row("recommended", f"strength {best.strength:g}, {known.get('verdict', '')}".removesuffix(", "))
     return table
 
 

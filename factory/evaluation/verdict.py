@@ -10,6 +10,7 @@ from factory.evaluation.cell import Cell
 from factory.evaluation.score import gain, summary
 from factory.evaluation.spec import BASELINES, CONTROLS, EvaluationSpec
 from factory.pairs.styles import Style
+from factory.vector.recommendation import Recommendation, without_recommendation
 from factory.vector.vector import SteeringVector
 
 STRONG = 0.3  # gain in the share of answers in the style from which a vector "steers"
@@ -177,22 +178,24 @@ def verdict_of(gains: Gains, loops: float, max_loops: float) -> tuple[str, str]:
     return "no effect", f"Nothing that the sweep tried shows the style. {NOTHING}"
 
 
-RECOMMENDED = ("recommended_strength", "recommended_layers", "recommended_positions", "recommended_key_strength")
-
-
 def add_evaluation(vector: SteeringVector, evaluation: Evaluation) -> SteeringVector:
     """The vector with its verdict, and with what steering then uses by default; nothing where none was measured."""
     cell, measured = evaluation.setting, evaluation.verdict != NOT_MEASURED
-    settings = (cell.strength, evaluation.layers, cell.n_positions, cell.key_strength)
+    best = Recommendation(
+        strength=cell.strength,
+        layers=tuple(evaluation.layers),
+        positions=cell.n_positions,
+        key_strength=cell.key_strength,
+    )
     found = {
         "effect": evaluation.effect if measured else None,
         "interval": evaluation.interval if measured else None,
         "verdict": evaluation.verdict,
         "evaluation": evaluation.to_json(),
     }
-    before = {key: value for key, value in vector.metadata.items() if key not in {*RECOMMENDED, *found}}
-    recommended = dict(zip(RECOMMENDED, settings, strict=True)) if measured else {}
-    return replace(vector, metadata={**before, **recommended, **found})
+    before = {key: value for key, value in vector.metadata.items() if key not in found}
+    recommended = best.written_into(before) if measured else without_recommendation(before)
+    return replace(vector, metadata={**recommended, **found})
 
 
 def specificity_of(answers: list[str], styles: Mapping[str, Style]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from factory.pairs.heldout import QUESTION_HASHES, asked_hashes, hash_questions
 from factory.pairs.pair import REPEATS, ContrastivePair
 from factory.target.layers import parse_layers
 from factory.target.model import Target
+from factory.vector.recommendation import Recommendation
 from factory.vector.steer import check_fits
 from factory.vector.vector import SteeringVector
 
@@ -105,11 +106,11 @@ def learned_vector(start: SteeringVector, state: State, learning: Learning) -> S
     keys, values = state.best.clone()
     config: dict[str, Any] = learning.model_dump(mode="json") | {"start_sha256": sha256_of(start.to_pt())}
     curve = {"curve": list(state.curve), "best_round": state.best_round, "rounds_taken": len(state.curve)}
-    own = {"recommended_strength": 1.0, "recommended_key_strength": 1.0, "recommended_positions": 1}
+    own = Recommendation(strength=1.0, key_strength=1.0, positions=1)
     return replace(
         start,
         key_vector=keys,
         value_vector=values,
-        metadata={**start.metadata, **own, "learning": curve},
+        metadata={**own.written_into(start.metadata), "learning": curve},
         extraction_config={**start.extraction_config, "learning": config},
     )

@@ -17,6 +17,7 @@ from factory.pairs.dataset import dataset_path, extend_dataset
 from factory.pairs.styles import Style
 from factory.run.ledger import Page
 from factory.run.progress import progress_of
+from factory.vector.recommendation import Recommendation
 
 INTERMEDIATE = "intermediate"  # folder under the output folder for the differences of single pairs
 
@@ -47,7 +48,7 @@ def _about_run(page: Page) -> dict[str, Any]:
 
 def sam_template(style: Style, vector: SteeringVector) -> dict[str, Any]:
     """What SAM's prompt steerer reads about a style, with what is known of its vector."""
-    known = vector.metadata
+    known, best = vector.metadata, Recommendation.read(vector.metadata)
     return {
         "style_name": style.name,
         "description": style.description,
@@ -61,9 +62,9 @@ def sam_template(style: Style, vector: SteeringVector) -> dict[str, Any]:
             "layers": vector.layer_indices,
             "pairs_used": known.get("pairs_used"),
             "split_half_cosine": known.get("quality", {}).get("split_half_cosine"),
-            "recommended_strength": known.get("recommended_strength"),
-            "recommended_layers": known.get("recommended_layers"),
-            "recommended_positions": known.get("recommended_positions"),
+            "recommended_strength": best.strength if best else None,
+            "recommended_layers": list(best.layers) if best and best.layers else None,
+            "recommended_positions": best.positions if best else None,
             "effectiveness_score": known.get("effect"),
             "effectiveness_interval": known.get("interval"),
             "verdict": known.get("verdict"),

@@ -107,7 +107,7 @@ class Server:
             {
                 "name": name,
                 "layers": vector.layer_indices,
-                "strength": vector.metadata.get("recommended_strength", 1.0),
+                "strength": Steering.recommended(vector).strength,
                 "markers": list(self.markers_of(vector.style_name)),
             }
             for name, vector in self.library.vectors.items()

@@ -14,7 +14,7 @@ from factory.errors import FactoryError, VectorError
 from factory.log import log
 from factory.target.model import Target
 from factory.vector.sharing import load_shared
-from factory.vector.steer import check_fits
+from factory.vector.steer import Steering, check_fits
 from factory.vector.vector import SteeringVector
 
 ENDINGS = (".safetensors", ".pt")
@@ -80,6 +80,7 @@ class VectorLibrary:
                     raise content
                 if self.target is not None:
                     check_fits(content, self.target)
+                Steering.recommended(content)  # raises where what is recommended cannot be followed
             except FactoryError as error:
                 refused[stem] = str(error)
                 continue

@@ -24,6 +24,7 @@ from factory.target.chat import Message
 from factory.target.kv import add_to_cache, new_cache
 from factory.target.model import Target
 from factory.target.revision import are_comparable, is_same_model
+from factory.vector.recommendation import Recommendation
 from factory.vector.vector import SteeringVector
 
 
@@ -47,14 +48,12 @@ class Steering:
     @classmethod
     def recommended(cls, vector: SteeringVector, strength: float | None = None) -> Steering:
         """The vector with what its evaluation recommends; ``strength`` overrides its strength."""
-        known = vector.metadata
-        if known.get("recommended_layers"):
-            vector = vector.at_layers(known["recommended_layers"])
+        best = Recommendation.read(vector.metadata) or Recommendation()
         return cls(
-            vector,
-            strength=known.get("recommended_strength", 1.0) if strength is None else strength,
-            key_strength=known.get("recommended_key_strength", 0.0),
-            n_positions=known.get("recommended_positions", 1),
+            vector.at_layers(list(best.layers)) if best.layers else vector,
+            strength=best.strength if strength is None else strength,
+            key_strength=best.key_strength,
+            n_positions=best.positions,
         )
 
     @contextmanager

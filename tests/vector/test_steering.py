@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from factory import build_vector
 from factory.errors import VectorError
+from factory.vector.recommendation import Recommendation, without_recommendation
 from factory.vector.steer import (
     Steering,
     as_messages,
@@ -132,6 +133,22 @@ def test_a_vector_is_added_at_what_its_evaluation_recommends(target):
     assert (steering.strength, steering.n_positions, steering.key_strength) == (7.0, 4, 0.5)
     assert steering.vector.layer_indices == [1, 2]
     assert Steering.recommended(vector, strength=2.0).strength == 2.0
+
+
+def test_a_recommendation_is_read_as_it_was_written_and_replaces_the_one_before():
+    before = {"recommended_layers": [3], "recommended_key_strength": 0.5, "description": "kept"}
+    best = Recommendation(strength=2.0, positions=4)
+    written = best.written_into(before)
+    assert written == {"description": "kept", "recommended_strength": 2.0, "recommended_positions": 4}
+    assert Recommendation.read(written) == best
+    assert without_recommendation(written) == {"description": "kept"}
+    assert Recommendation.read({"description": "kept"}) is None
+
+
+def test_a_recommendation_that_is_no_number_is_named(target):
+    vector = replace(make_vector(target), metadata={"recommended_strength": "much"})
+    with pytest.raises(VectorError, match="recommended_strength.*'much'"):
+        Steering.recommended(vector)
 
 
 def test_sampling_with_a_seed_repeats_itself_and_streams(target):
