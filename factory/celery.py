@@ -20,8 +20,7 @@ from celery.loaders.app import AppLoader
 from celery.signals import before_task_publish, celeryd_init, setup_logging
 
 from factory.log import start_logging
-
-CONCURRENCY = {"teacher": 32, "gpu": 1, "reduce": 2}
+from factory.queues import CONCURRENCY
 
 HOME = Path(__file__).parents[1]  # where factory/ and workers/ lie side by side
 

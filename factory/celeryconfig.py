@@ -3,12 +3,13 @@
 from kombu.entity import Exchange, Queue
 
 from factory.config import load_settings
+from factory.queues import DEFAULT_BROKER, QUEUES
 
 _settings = load_settings()
 _VISIBILITY = _settings.visibility_timeout  # s; at least 3x the longest task or countdown
 _RETRIES = {"max_retries": 60, "interval_start": 0, "interval_step": 0.2, "interval_max": 2}
 
-broker_url = _settings.broker_url or "redis://127.0.0.1:6379/0"
+broker_url = _settings.broker_url or DEFAULT_BROKER
 result_backend = broker_url
 
 # ---- messages: JSON only; nothing that arrives is executed
@@ -16,10 +17,10 @@ task_serializer = result_serializer = event_serializer = "json"
 accept_content = result_accept_content = ["json"]
 
 # ---- queues: file name in workers/ = queue name; gpu.<model> is made when a run asks for it (gpu_queue: model)
-task_queues = [Queue(name, Exchange(name), routing_key=name) for name in ("teacher", "gpu", "reduce")]
+task_queues = [Queue(name, Exchange(name), routing_key=name) for name in QUEUES]
 task_default_queue = "reduce"
 task_create_missing_queues = True  # for gpu.<model>; a mistyped -Q is refused in factory/celery.py
-task_routes = {f"workers.{name}.*": {"queue": name} for name in ("teacher", "gpu", "reduce")}
+task_routes = {f"workers.{name}.*": {"queue": name} for name in QUEUES}
 
 # ---- losing a worker loses nothing: a task is acknowledged when done, else delivered again
 task_acks_late = True

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,11 +263,6 @@ class Settings(Frozen):
     def models_allowed(self) -> list[str]:
         """Models that a worker with these settings may load."""
         return [self.target_model] if self.allowed_models is None else self.allowed_models
-
-
-def model_queue(model: str) -> str:
-    """The queue of a target model's own workers: ``gpu.`` and its name as far as a queue's name can hold it."""
-    return "gpu." + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[-60:]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from fsspec.core import url_to_fs
 from factory.errors import ConfigError, FactoryError, StoreError
 from factory.files import hash_of, to_bytes
 
+DEFAULT_STORE = "runs"  # a folder, in the current folder or in the output's
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 

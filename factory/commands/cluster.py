@@ -25,8 +25,8 @@ from factory.cluster.doctor import (
 from factory.commands.ledgers import use_broker
 from factory.commands.options import Job, config_option, json_option, open_job, output_option
 from factory.errors import BrokerError
+from factory.queues import DEFAULT_BROKER, QUEUES
 
-DEFAULT_BROKER = "redis://127.0.0.1:6379/0"
 MARKS = {"good": "[green]+[/green]", "warning": "[yellow]![/yellow]", "bad": "[red]x[/red]"}
 
 
@@ -71,7 +71,7 @@ def doctor(config_file: Path | None, output: Path, as_json: bool) -> int:
     if reached:
         os.environ["FACTORY_BROKER_URL"] = broker_url(job)
         use_broker(job)
-        findings += check_workers(_ping, ("teacher", "gpu", "reduce"))
+        findings += check_workers(_ping, QUEUES)
     findings += [check_store(job.store), check_disk(job.output), check_device(job.settings), check_key(job.settings)]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings]))

@@ -21,6 +21,7 @@ from factory.errors import FactoryError
 from factory.log import log, start_logging
 from factory.run.ledger import Ledger
 from factory.run.progress import StyleProgress, progress_of
+from factory.store import DEFAULT_STORE
 
 LOG_FILE = "steering_vector_generation.log"
 
@@ -62,7 +63,7 @@ def run_here(job: Job, ledger: Ledger, start: Callable[[], object], *, needs_tea
 def _watch_here(
     job: Job, ledger: Ledger, start: Callable[[], object], *, needs_teacher: bool, console: Console
 ) -> list[StyleProgress]:
-    folder = Path(job.store_url) if job.store.is_local else job.output / "runs"
+    folder = Path(job.store_url) if job.store.is_local else job.output / DEFAULT_STORE
     service = folder.resolve() / ledger.run_id / "logs"
     with running_broker(service) as url:
         environment = _environment(job, url)

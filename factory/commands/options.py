@@ -13,7 +13,7 @@ from typing import Any, TextIO, TypeVar
 import click
 
 from factory.config import Configuration, Settings, load_configuration
-from factory.store import Store
+from factory.store import DEFAULT_STORE, Store
 from factory.teacher.endpoint import OPENAI_KEY
 
 OWN_KEY = "TEACHER_API_KEY"  # variable of a key that --api-key gives for a server of one's own
@@ -45,7 +45,7 @@ class Job:
     @property
     def store_url(self) -> str:
         """Where artifacts are kept: the configured store, else ``runs`` in the output folder."""
-        return self.settings.store or str((self.output / "runs").resolve())
+        return self.settings.store or str((self.output / DEFAULT_STORE).resolve())
 
     @property
     def store(self) -> Store:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from factory.config import Settings, model_queue
+from factory.config import Settings
 from factory.errors import ConfigError, LayerError
 from factory.files import shipped_file, today
 from factory.log import log
@@ -21,6 +21,7 @@ from factory.pairs.pair import ContrastivePair, cut_batches, number_batches
 from factory.pairs.repeats import SAME_QUESTION, find_repeats
 from factory.pairs.styles import Style, load_style
 from factory.planning.specify import held_out_file, plan_evaluation, plan_extraction, plan_teacher
+from factory.queues import model_queue
 from factory.run.spec import BatchSpec, RunSpec, StyleRun, new_run_id
 from factory.store import Store
 from factory.target.download import count_layers

@@ -23,8 +23,8 @@ from typing import Any
 
 import redis
 
+from factory.counters import limits_key, outcomes_key, stumbled_key
 from factory.errors import TeacherPaced
-from factory.files import hash_of
 
 LONGEST_SLEEP = 20.0  # s that a call waits in its thread; beyond it the task comes back later
 MARGIN = 0.98  # of the allowance is used: a delay on the way must not push a call into the server's next minute
@@ -89,7 +89,7 @@ class Limits:
 
     @property
     def _key(self) -> str:
-        return f"svf:limits:{hash_of(self.endpoint)[:16]}"
+        return limits_key(self.endpoint)
 
     def await_turn(self, tokens: int) -> None:
         """Sleep until a call of ``tokens`` may start.
@@ -214,8 +214,8 @@ class Outcomes:
 
     @property
     def _last(self) -> str:
-        return f"svf:outcomes:{self.run_id}"
+        return outcomes_key(self.run_id)
 
     @property
     def _stumbled(self) -> str:
-        return f"svf:stumbled:{self.run_id}"
+        return stumbled_key(self.run_id)

@@ -14,6 +14,7 @@ from typing import Any
 
 import redis
 
+from factory.counters import paid_key, purse_keys
 from factory.errors import ConfigError, TeacherPaced, TeacherRefused
 from factory.teacher.spec import TeacherSpec
 
@@ -136,7 +137,7 @@ class Purse:
 
     @property
     def _keys(self) -> tuple[str, str]:
-        return f"{{svf:spent:{self.run_id}}}", f"{{svf:spent:{self.run_id}}}:reserved"
+        return purse_keys(self.run_id)
 
     def reserve(self, call: str, worst_usd: float) -> None:
         """Set the worst case of a call aside.
@@ -212,7 +213,7 @@ class Meter:
 
     @property
     def _key(self) -> str:
-        return f"svf:paid:{self.run_id}"
+        return paid_key(self.run_id)
 
     def count(self, style: str, cost_usd: float) -> None:
         """A call was answered."""

@@ -2,7 +2,16 @@
 
 Celery counts a chord's parts in Redis and sends the body behind the last one. That is fast, but a
 crash at the wrong moment, a lost message or a flushed Redis stops it for ever. The record says what
-was to be sent, under which ids, so that the guard (guard.py) can send again what got lost.
+was to be sent, under which ids, so that the guard (guard.py) can send again what got lost. What
+holds at all times, by the numbers that the code names:
+
+C1. The record is in the store before the first message is sent.
+C2. Task ids are given once, in the record: whoever sends again uses them.
+C3. Redis knows the chord's size before the first message, so that a quick worker cannot count too early.
+C4. Members are immutable, and a body reads what it needs from the store: results carry nothing.
+C5. A retired chord starts no body and fails no style, whatever is still on its way.
+C6. Whoever sends says so, and renews it: guards wait.
+
 This module knows no task of ours.
 """
 
@@ -20,7 +29,7 @@ from celery.utils import uuid
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from factory.celery import app
-from factory.counters import SENDING
+from factory.counters import sending_key
 from factory.run.ledger import Ledger, Page
 from factory.run.listing import end_of
 
@@ -106,7 +115,7 @@ def send_chord(page: Page, chord: Chord) -> ChordRecord:
     Raises:
         ValueError: a member of the header is not immutable.
     """
-    record = write_chord(page, chord)
+    record = write_chord(page, chord)  # C1
     send_record(page.ledger, record)
     return record
 
@@ -115,7 +124,7 @@ def write_chord(page: Page, chord: Chord) -> ChordRecord:
     """The first half of :func:`send_chord`: ids are given, and nothing is sent."""
     group = uuid()
     body = chord.body.clone()
-    body.freeze(uuid(), group_id=group)
+    body.freeze(uuid(), group_id=group)  # C2
     record = ChordRecord(
         style=page.name,
         name=chord.name,
@@ -131,7 +140,7 @@ def write_chord(page: Page, chord: Chord) -> ChordRecord:
 
 def _calls_of(member: Signature) -> Iterator[Call]:
     for call in member.tasks if isinstance(member, _chain) else (member,):
-        if not call.immutable:
+        if not call.immutable:  # C4
             raise ValueError(f"{call.task}: a chord's header takes immutable signatures, {call.task}.si(...)")
         queue = call.options.get("queue")
         yield Call(task=call.task, args=tuple(call.args), named=dict(call.kwargs), id=uuid(), queue=queue)
@@ -142,11 +151,11 @@ def send_record(ledger: Ledger, record: ChordRecord) -> None:
     if not record.members:
         send_body(record)
         return
-    app.backend.set_chord_size(record.group, len(record.members))
+    app.backend.set_chord_size(record.group, len(record.members))  # C3
     with sending(ledger.run_id) as stay:
         for number in range(len(record.members)):
             if number % LEASE_EVERY == 0:
-                stay()
+                stay()  # C6
             send_member(record, number)
 
 
@@ -173,7 +182,7 @@ def send_body(record: ChordRecord) -> None:
 
 
 def retire_chords(page: Page) -> None:
-    """Forget a style's chords, so that parts still on their way no longer start a body or fail it."""
+    """Forget a style's chords, so that parts still on their way no longer start a body or fail it (C5)."""
     client = app.backend.client
     for name in page.listing().chords:
         record = read_chord(page, name)
@@ -186,11 +195,6 @@ def read_chord(page: Page, name: str) -> ChordRecord | None:
     """The record of a chord, or None."""
     content = page.chord(name)
     return None if content is None else ChordRecord.model_validate(content)
-
-
-def sending_key(run: str) -> str:
-    """The Redis key that says that someone is sending a run's messages just now."""
-    return f"{SENDING}:{run}"
 
 
 @contextmanager

@@ -1,12 +1,19 @@
 """The guard: finds what crashes left hanging, and sends it again under the same ids.
 
-Counts in Redis are not asked. A member of a chord is done when the ledger says so (or, for tasks
-that the ledger does not know, its result is SUCCESS); it is lost when it is neither done nor in
-any queue nor in a worker's hands, twice in a row. When all are done and the body is in no queue,
-the body is sent. So the guard also rebuilds everything after Redis was flushed or the enqueuer
-died. Every task may run twice, so a wrong suspicion costs time and changes nothing.
+It looks in every ``reduce`` worker (one at a time), in ``svf watch`` and at ``svf resume``. What
+holds at all times, by the numbers that the code names:
 
-It looks in every ``reduce`` worker (one at a time), in ``svf watch`` and at ``svf resume``.
+G1. A member of a chord is done when the ledger says so; of tasks that the ledger does not know, when
+    their result is SUCCESS. Redis's own count is never asked, so a flushed Redis loses nothing.
+G2. A member is lost when it is not done and none of its calls is in a queue or in a worker's hands,
+    at two looks that lie ``patience`` seconds apart.
+G3. What is lost is sent again under the ids it had, from its first call that is not done.
+G4. The body is sent when every member is done and the body is in no queue, at most MAX_BODIES times.
+G5. Nothing is judged while somebody sends the run's messages.
+G6. Nothing is sent that would ask the teacher while the run is paused.
+G7. A style without any record gets one: its enqueuer died before it wrote it down.
+
+A wrong suspicion costs time and changes nothing, as every task may run twice.
 """
 
 from __future__ import annotations
@@ -22,12 +29,12 @@ from celery.signals import worker_ready, worker_shutdown
 
 from factory.celery import app
 from factory.cluster.broker import ids_in_flight, queue_depth, queue_names
-from factory.counters import LOCK, REPAIRS
+from factory.counters import LOCK, REPAIRS, sending_key
 from factory.log import about, log
 from factory.run.ledger import Ledger, Page, open_runs
 from factory.run.listing import Listing, Step
 from factory.store import Store
-from workers.flow.chord import Call, ChordRecord, read_chord, send_body, send_member, sending_key
+from workers.flow.chord import Call, ChordRecord, read_chord, send_body, send_member
 from workers.flow.task import machine_settings, open_store
 
 LONGEST_QUEUE = 20_000  # messages; above it nobody waits for a lost one yet, and reading all ids costs too much
@@ -62,7 +69,7 @@ class Guard:
     def look_at(self, ledger: Ledger) -> dict[str, int]:
         """Look after one run."""
         client = app.backend.client
-        if client.exists(sending_key(ledger.run_id)):
+        if client.exists(sending_key(ledger.run_id)):  # G5
             return {}
         in_flight = ids_in_flight(client, queue_names(client))
         repairs: dict[str, int] = {}
@@ -87,7 +94,7 @@ class Guard:
         if files.ended:
             return []
         records = [record for record in (read_chord(page, name) for name in files.chords) if record]
-        if not records:  # the enqueuer died before it wrote it down
+        if not records:  # G7
             from workers.flow.extraction import write_style
 
             records = [write_style(page)]
@@ -99,23 +106,23 @@ class Guard:
         open_members = _open_members(record, files)
         lost = [n for n in open_members if not any(call.id in in_flight for call in record.calls(n))]
         lost = _without_results(record, lost)
-        if ledger.paused():  # nothing asks the teacher until a person has acted
+        if ledger.paused():  # G6: only members whose last call is due ask no teacher
             lost = [n for n in lost if _first_open_call(record, n, files) == len(record.calls(n)) - 1]
         due = [n for n in lost if self._is_due(record.calls(n)[-1].id)]
         for number in due:
-            send_member(record, number, _first_open_call(record, number, files))
+            send_member(record, number, _first_open_call(record, number, files))  # G3
             self._missed.pop(record.calls(number)[-1].id)
         if due:
             log.warning("guard: %d lost batches of chord %s sent again", len(due), record.name)
             repairs["sent_again"] = repairs.get("sent_again", 0) + len(due)
         undone = _without_results(record, open_members)
-        if not undone and record.body_id not in in_flight and self._is_due(record.body_id):
+        if not undone and record.body_id not in in_flight and self._is_due(record.body_id):  # G4
             self._send_body(record)
             repairs["body"] = repairs.get("body", 0) + 1
 
     def _is_due(self, task_id: str) -> bool:
         first = self._missed.setdefault(task_id, time.monotonic())
-        return time.monotonic() - first >= self.patience and first < time.monotonic()
+        return time.monotonic() - first >= self.patience and first < time.monotonic()  # G2
 
     def _send_body(self, record: ChordRecord) -> None:
         self._missed.pop(record.body_id, None)
@@ -129,7 +136,7 @@ class Guard:
 
 
 def _open_members(record: ChordRecord, files: Listing) -> list[int]:
-    """Numbers of the members that the ledger does not know as done."""
+    """Numbers of the members that the ledger does not know as done (G1)."""
     return [number for number in range(len(record.members)) if not _is_done(record.calls(number)[-1], files)]
 
 
@@ -145,7 +152,7 @@ def _first_open_call(record: ChordRecord, number: int, files: Listing) -> int:
 
 
 def _without_results(record: ChordRecord, numbers: Sequence[int]) -> list[int]:
-    """Those of ``numbers`` whose tasks have not stored a SUCCESS."""
+    """Those of ``numbers`` whose tasks have not stored a SUCCESS (G1)."""
     asked = [number for number in numbers if record.calls(number)[-1].task not in STEPS]
     if not asked:
         return list(numbers)

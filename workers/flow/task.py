@@ -24,10 +24,9 @@ from factory.errors import ConfigError, FactoryError, StoreError, TaskTooLong
 from factory.log import about, log
 from factory.pairs.styles import NAME_PATTERN
 from factory.run.ledger import Ledger, Page
-from factory.store import Store
+from factory.store import DEFAULT_STORE, Store
 from workers.flow.tries import MAX_TRIES, Tries
 
-DEFAULT_STORE = "runs"
 RUN_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 STORE_RETRIES = 6  # 2 + 4 + ... s: about two minutes
 LONGEST_PAUSE = 60  # s; below the visibility timeout, or the message would be delivered twice
