@@ -37,18 +37,23 @@ def estimate(job: Job, as_json: bool) -> int:
     table = Table("style", *COLUMNS, box=None, pad_edge=False)
     for column in table.columns:
         column.no_wrap = True
-    for part in found.styles:
-        table.add_row(*_row(part))
+    for style in found.styles:
+        table.add_row(*_row(style))
     console.print(table)
     for line in _explain(found, job):
         console.print(line, soft_wrap=True, markup=False)
     return 0
 
 
-def _row(part: StyleEstimate) -> tuple[str, ...]:
-    tokens = f"{_short(part.input_tokens)} + {_short(part.output_tokens_low)}-{_short(part.output_tokens_high)}"
-    counts = (part.pairs, part.to_write, part.calls, part.cached_calls)
-    return (part.style, *map(str, counts), tokens if part.calls else "0", _money(part.usd_low, part.usd_high, ".2g"))
+def _row(style: StyleEstimate) -> tuple[str, ...]:
+    tokens = f"{_short(style.input_tokens)} + {_short(style.output_tokens_low)}-{_short(style.output_tokens_high)}"
+    counts = (style.pairs, style.to_write, style.calls, style.cached_calls)
+    return (
+        style.style,
+        *map(str, counts),
+        tokens if style.calls else "0",
+        _money(style.usd_low, style.usd_high, ".2g"),
+    )
 
 
 def _short(tokens: int) -> str:
@@ -81,7 +86,7 @@ def _duration(seconds: float) -> str:
 def _explain(found: Estimate, job: Job) -> list[str]:
     low, high = found.usd or (None, None)
     cap, lines = job.settings.max_cost_usd, list[str]()
-    if any(part.calls for part in found.styles):
+    if any(style.calls for style in found.styles):
         lines.append(f"teacher {found.teacher_model}, prices: {found.price_source}; in all USD {_money(low, high)}")
         if found.teacher_model != found.requested_model:
             lines.append(f"{found.requested_model} is retired at OpenAI: {found.teacher_model} takes its place")

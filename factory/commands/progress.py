@@ -44,7 +44,7 @@ def watch(
 
     ``check`` is called at each look and may raise to stop watching; ``meters`` tells the calls so far.
     """
-    names = [part.style.name for part in ledger.spec.styles]
+    names = [style_run.style.name for style_run in ledger.spec.styles]
     if not console.is_terminal:
         return _watch_in_lines(ledger, console, check, meters)
     width = max(map(len, names))

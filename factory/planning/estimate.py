@@ -75,7 +75,7 @@ class Estimate:
     @property
     def usd(self) -> tuple[float, float] | None:
         """Low and high of the whole run, or None where a price is not known."""
-        pairs = [(part.usd_low, part.usd_high) for part in self.styles]
+        pairs = [(style.usd_low, style.usd_high) for style in self.styles]
         if any(low is None for low, _ in pairs):
             return None
         return sum(low or 0.0 for low, _ in pairs), sum(high or 0.0 for _, high in pairs)
@@ -110,9 +110,9 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
     for style, supply in planned:
         read = tokens_a_pair(extraction, *usual_lengths(supply.pairs, usual))
         styles.append(_estimate_style(Asking(teacher, store, usual), style, supply, evaluation, read))
-    calls = sum(part.calls for part in styles)
+    calls = sum(style.calls for style in styles)
     rate = settings.calls_per_minute
-    n_pairs, tokens = sum(part.pairs for part in styles), sum(part.target_tokens for part in styles)
+    n_pairs, tokens = sum(style.pairs for style in styles), sum(style.target_tokens for style in styles)
     return Estimate(
         teacher_model=teacher.model,
         requested_model=teacher.requested_model,

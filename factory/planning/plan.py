@@ -50,7 +50,7 @@ class Plan:
     @property
     def needs_teacher(self) -> bool:
         """Whether any pair is still to be written."""
-        return any(part.from_teacher for part in self.spec.styles)
+        return any(style_run.from_teacher for style_run in self.spec.styles)
 
     @property
     def warnings(self) -> list[str]:
@@ -135,12 +135,12 @@ def plan_run(
     evaluation = plan_evaluation(settings, asked) if settings.output_config.generate_analysis_reports else None
     if evaluation and evaluation.judge_model:
         _require_judge(settings, judge_spec(teacher, evaluation.judge_model))
-    parts: list[StyleRun] = []
+    style_runs: list[StyleRun] = []
     batches: dict[str, list[BatchSpec]] = {}
     for request, supply in zip(requests, supplies, strict=True):
         specs = _batch_specs(supply.pairs, supply.missing, store, settings)
         batches[request.style.name] = specs
-        parts.append(
+        style_runs.append(
             StyleRun(
                 style=request.style,
                 n_pairs=sum(spec.n_pairs for spec in specs),
@@ -152,7 +152,7 @@ def plan_run(
         )
     spec = RunSpec(
         run_id=new_run_id(),
-        styles=tuple(parts),
+        styles=tuple(style_runs),
         extraction=plan_extraction(settings),
         teacher=teacher,
         evaluation=evaluation,
@@ -268,8 +268,8 @@ def _batch_specs(
         key = store.put_json("pairs", {"pairs": [pair.to_json() for pair in numbered], "rejected": []})
         specs.append(BatchSpec(number=len(specs), pairs_key=key, n_pairs=len(batch)))
     for start in range(0, len(questions), size):
-        part = tuple(questions[start : start + size])
-        specs.append(BatchSpec(number=len(specs), questions=part, n_pairs=len(part)))
+        some = tuple(questions[start : start + size])
+        specs.append(BatchSpec(number=len(specs), questions=some, n_pairs=len(some)))
     return specs
 
 

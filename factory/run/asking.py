@@ -13,7 +13,7 @@ from factory.counters import open_counters
 from factory.errors import TeacherRefused
 from factory.run.ledger import Ledger
 from factory.run.progress import spent_on
-from factory.teacher.client import ON_THE_WAY, Cluster, Payer, Teacher
+from factory.teacher.client import ON_THE_WAY, Payer, Shared, Teacher
 from factory.teacher.connection import check_model, open_client
 from factory.teacher.judge import judge_spec
 from factory.teacher.limits import LONGEST_SLEEP, Limits, Outcomes
@@ -45,10 +45,10 @@ def _open(spec: TeacherSpec, ledger: Ledger, payer: Payer, settings: Settings, b
     if spec.base_url is None:
         for model in filter(None, (spec.model, spec.judge_model)):
             check_model(client, model)
-    return Teacher(spec, client, ledger.store, payer, open_cluster(ledger, settings, broker_url))
+    return Teacher(spec, client, ledger.store, payer, open_shared(ledger, settings, broker_url))
 
 
-def open_cluster(ledger: Ledger, settings: Settings, broker_url: str) -> Cluster | None:
+def open_shared(ledger: Ledger, settings: Settings, broker_url: str) -> Shared | None:
     """What is shared, or None where the broker is no Redis and each worker is alone.
 
     Raises:
@@ -66,7 +66,7 @@ def open_cluster(ledger: Ledger, settings: Settings, broker_url: str) -> Cluster
         tighter(spec.calls_per_minute, settings.own_calls_per_minute),
         tighter(spec.tokens_per_minute, settings.tokens_per_minute),
     )
-    return Cluster(
+    return Shared(
         limits,
         Outcomes(counters, ledger.run_id),
         Meter(counters, ledger.run_id),

@@ -73,12 +73,12 @@ class Ledger:
     @property
     def pages(self) -> list[Page]:
         """The pages of all styles, in the run's order."""
-        return [self.of(part.style.name) for part in self.spec.styles]
+        return [self.of(style_run.style.name) for style_run in self.spec.styles]
 
     def create(self, spec: RunSpec, batches: Mapping[str, list[BatchSpec]]) -> None:
         """Write down a run before its first message is sent."""
-        for style, parts in batches.items():
-            self.store.write_json(self.of(style).key(BATCHES_FILE), [asdict(part) for part in parts])
+        for style, specs in batches.items():
+            self.store.write_json(self.of(style).key(BATCHES_FILE), [asdict(spec) for spec in specs])
         self.store.write_json(self._key(RUN_FILE), spec.model_dump(mode="json"))
 
     def begun_at(self) -> float:
@@ -390,7 +390,7 @@ def _load_spec(url: str, run_id: str) -> RunSpec:
 @lru_cache(maxsize=64)
 def _load_batches(url: str, run_id: str, style: str) -> tuple[BatchSpec, ...]:
     content = Store(url).require_json(f"{run_id}/{style}/{BATCHES_FILE}")
-    return tuple(BatchSpec(**part | {"questions": tuple(part["questions"])}) for part in content)
+    return tuple(BatchSpec(**entry | {"questions": tuple(entry["questions"])}) for entry in content)
 
 
 def list_runs(store: Store) -> list[str]:

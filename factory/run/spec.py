@@ -69,14 +69,14 @@ class RunSpec(Frozen):
         return self.date or f"{self.run_id[:4]}-{self.run_id[4:6]}-{self.run_id[6:8]}"
 
     def style_run(self, name: str) -> StyleRun:
-        """The part of the run about one style.
+        """What the run does about one style.
 
         Raises:
             ConfigError: the run does not make that style.
         """
-        for part in self.styles:
-            if part.style.name == name:
-                return part
+        for style_run in self.styles:
+            if style_run.style.name == name:
+                return style_run
         raise ConfigError(f"run {self.run_id} does not make style {name!r}")
 
 

@@ -102,7 +102,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Shared:
     """What all workers share about the calls of one run. ``purse``: None without a budget."""
 
     limits: Limits
@@ -116,7 +116,7 @@ class Cluster:
 class Teacher:
     """An endpoint, a model, and the store that remembers its replies.
 
-    ``cluster``: None in a process of its own, where there is nobody to share limits with, and
+    ``shared``: None in a process of its own, where there is nobody to share limits with, and
     ``pace`` alone is kept. No call begins after ``deadline`` (of ``time.monotonic()``): who asks
     has a worker to give back.
     """
@@ -125,7 +125,7 @@ class Teacher:
     client: openai.OpenAI
     store: Store
     payer: Payer
-    cluster: Cluster | None = None
+    shared: Shared | None = None
     pace: Pace = field(default_factory=Pace)
     deadline: float = math.inf
 
@@ -163,38 +163,38 @@ class Teacher:
             known = stored_reply(self.store, key)  # another worker may just have got it
             if known:
                 return known
-            if self.cluster:
-                return self._call_within_limits(self.cluster, claim, key, request, prompt)
+            if self.shared:
+                return self._call_within_limits(self.shared, claim, key, request, prompt)
             self.pace.await_turn()
             claim.require()
             return self._send(key, request, prompt)
 
     def _call_within_limits(
-        self, cluster: Cluster, claim: Claim, key: str, request: dict[str, Any], prompt: str
+        self, shared: Shared, claim: Claim, key: str, request: dict[str, Any], prompt: str
     ) -> dict[str, Any]:
         """Set money aside, wait for our turn, call; then settle what was set aside."""
         worst = worst_case(self.spec, request["model"], prompt) or 0.0
         tokens = likely_tokens(prompt) + self.spec.max_response_tokens
-        if cluster.purse:
-            cluster.purse.reserve(key, worst)
+        if shared.purse:
+            shared.purse.reserve(key, worst)
         cost = worst
         try:
-            cluster.limits.await_turn(tokens)
+            shared.limits.await_turn(tokens)
             claim.require()
             record = self._send(key, request, prompt)
             cost = record["cost_usd"] or 0.0
         except (TeacherError, PairRejected) as error:
             cost = worst if isinstance(error, TeacherBusy) and error.may_be_paid else 0.0
-            _note_trouble(cluster, key, error)
+            _note_trouble(shared, key, error)
             raise
         finally:
-            cluster.tally.add(cost)  # first: a purse that is filled between the two rather counts twice
-            if cluster.purse:
-                cluster.purse.settle(key, cost)
-        cluster.meter.count(self.payer.style, cost)
+            shared.tally.add(cost)  # first: a purse that is filled between the two rather counts twice
+            if shared.purse:
+                shared.purse.settle(key, cost)
+        shared.meter.count(self.payer.style, cost)
         used = sum(record["usage"].values()) or likely_tokens(prompt) + likely_tokens(record["text"])
-        cluster.limits.refund(tokens - used)
-        cluster.outcomes.failed() if record["bad"] else cluster.outcomes.succeeded(key)
+        shared.limits.refund(tokens - used)
+        shared.outcomes.failed() if record["bad"] else shared.outcomes.succeeded(key)
         return record
 
     def _send(self, key: str, request: dict[str, Any], prompt: str) -> dict[str, Any]:
@@ -254,9 +254,9 @@ class Teacher:
             way = describe_way(self.spec.base_url)
             kind = type(cause or error).__name__
             raise TeacherBusy(f"the teacher at {way} cannot be reached: {kind}", may_be_paid=sent) from None
-        if self.cluster:
+        if self.shared:
             tokens = likely_tokens(request["messages"][0]["content"]) + self.spec.max_response_tokens
-            self.cluster.limits.tighten(raw.headers, tokens)
+            self.shared.limits.tighten(raw.headers, tokens)
         return raw.http_response
 
     def _read(self, response: httpx2.Response, request: Mapping[str, Any]) -> Completion:
@@ -287,14 +287,14 @@ def _refused_by(client: openai.OpenAI, model: str) -> set[str]:
     return set()
 
 
-def _note_trouble(cluster: Cluster, key: str, error: TeacherError | PairRejected) -> None:
+def _note_trouble(shared: Shared, key: str, error: TeacherError | PairRejected) -> None:
     """Tell the other workers what an error says about the endpoint."""
     if isinstance(error, TeacherPaced):
         return
     log.warning("%s", error)
     if isinstance(error, PairRejected):
-        cluster.outcomes.failed()
+        shared.outcomes.failed()
     elif isinstance(error, TeacherBusy) and error.retry_after:
-        cluster.limits.freeze(error.retry_after)  # the server works, and says when
+        shared.limits.freeze(error.retry_after)  # the server works, and says when
     elif isinstance(error, TeacherBusy):
-        cluster.outcomes.stumbled(key)
+        shared.outcomes.stumbled(key)
