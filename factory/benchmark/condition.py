@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from factory.evaluation.examiner import random_like
 from factory.pairs.pair import ContrastivePair
@@ -22,14 +22,25 @@ N_EXAMPLES = 4  # examples in context: as many as the few-shot recipe reads
 class Condition:
     """What is different from asking the bare model.
 
+    ``role`` is one of the words above; ``name`` also says of which style or vector, where there are several.
     ``system`` is an instruction in words, ``examples`` are (question, answer) turns before the item,
-    ``steering`` a vector. The first condition of a benchmark is the one that others are held against.
+    ``steering`` a vector. ``held_against`` names the conditions that this one is compared with.
     """
 
     name: str
+    role: str
     steering: Steering | None = None
     system: str | None = None
     examples: tuple[tuple[str, str], ...] = ()
+    held_against: tuple[str, ...] = (UNSTEERED,)
+
+
+BARE = Condition(UNSTEERED, UNSTEERED, held_against=())
+
+
+def prompted_name(of: str = "") -> str:
+    """The name of the condition that asks for a style in words; ``of`` names the style among several."""
+    return f"{PROMPTED} for {of}" if of else PROMPTED
 
 
 def baselines(style: Style, pairs: Sequence[ContrastivePair] = (), *, of: str = "") -> list[Condition]:
@@ -37,18 +48,24 @@ def baselines(style: Style, pairs: Sequence[ContrastivePair] = (), *, of: str = 
 
     ``of`` names the style in the conditions' names, where a benchmark has several.
     """
-    named = f" for {of}" if of else ""
-    found = [Condition(UNSTEERED), Condition(PROMPTED + named, system=style.instruction())]
-    if pairs:
-        shown = tuple((pair.question, pair.positive_response) for pair in pairs[:N_EXAMPLES])
-        found.append(Condition(FEW_SHOT + named, examples=shown))
-    return found
+    prompted = Condition(prompted_name(of), PROMPTED, system=style.instruction())
+    if not pairs:
+        return [BARE, prompted]
+    shown = tuple((pair.question, pair.positive_response) for pair in pairs[:N_EXAMPLES])
+    name = f"{FEW_SHOT} for {of}" if of else FEW_SHOT
+    return [BARE, prompted, Condition(name, FEW_SHOT, examples=shown, held_against=(UNSTEERED, prompted.name))]
 
 
-def steered(name: str, steering: Steering) -> list[Condition]:
-    """A vector, and a random one of the same norms and strength: what any push of that size does."""
-    control = Steering(random_like(steering.vector), steering.strength, steering.key_strength, steering.n_positions)
-    return [
-        Condition(name, steering=steering),
-        Condition(RANDOM if name == STEERED else f"{RANDOM} for {name}", steering=control),
-    ]
+def steered(steering: Steering, name: str = "", *, of: str = "") -> list[Condition]:
+    """A vector, and a random one of the same norms and strength: what any push of that size does.
+
+    ``name`` tells the vector and ``of`` its style, where a benchmark has several.
+    """
+    bases = (UNSTEERED, prompted_name(of))
+    random = Condition(
+        f"{RANDOM} for {name}" if name else RANDOM,
+        RANDOM,
+        steering=replace(steering, vector=random_like(steering.vector)),
+        held_against=bases,
+    )
+    return [Condition(name or STEERED, STEERED, steering=steering, held_against=(*bases, random.name)), random]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Collection
 
+from factory.errors import BenchmarkError
 from factory.files import hash_of
 from factory.frozen import Frozen
+from factory.pairs.heldout import hash_questions
 
+FEWEST = 2  # items that a comparison needs
 LETTERS = string.ascii_uppercase
 ASK_FOR_LETTER = "Answer with the letter of the right choice."
 ASK_FOR_RESULT = "Give the result as your final answer."
@@ -40,10 +44,11 @@ class Item(Frozen):
 
 
 class Task(Frozen):
-    """A named set of items in a fixed order."""
+    """A named set of items in a fixed order. ``left_out``: how many it had beside these."""
 
     name: str
     items: tuple[Item, ...]
+    left_out: int = 0
 
     @property
     def sha256(self) -> str:
@@ -54,3 +59,18 @@ class Task(Frozen):
     def has_choices(self) -> bool:
         """Whether every item is multiple choice."""
         return all(item.choices for item in self.items)
+
+    def without(self, asked: Collection[str]) -> Task:
+        """The task without items whose question or prompt has a hash among ``asked``: what a vector was made from.
+
+        Raises:
+            BenchmarkError: fewer than :data:`FEWEST` are left.
+        """
+        known = set(asked)
+        kept = tuple(item for item in self.items if known.isdisjoint(hash_questions([item.question, item.prompt])))
+        if len(kept) < FEWEST:
+            raise BenchmarkError(
+                f"task {self.name!r}: the vectors' pairs ask {len(self.items) - len(kept)} of its {len(self.items)} "
+                f"items, and a comparison needs {FEWEST} others: take another --seed or more items (--limit)"
+            )
+        return Task(name=self.name, items=kept, left_out=self.left_out + len(self.items) - len(kept))

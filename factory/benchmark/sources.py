@@ -15,13 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from factory.benchmark.item import LETTERS, Item, Task
+from factory.benchmark.item import FEWEST, LETTERS, Item, Task
 from factory.errors import BenchmarkError
 from factory.extras import require_modules
 from factory.files import read_written
 
 MMLU = "mmlu"
-FEWEST = 2
 
 
 def load_task(name: str, *, limit: int, seed: int = 0) -> Task:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +26,7 @@ from factory.errors import VectorError
 from factory.extras import require_target
 from factory.files import shipped_file
 from factory.pairs.dataset import dataset_path, load_pairs
+from factory.pairs.heldout import asked_hashes
 from factory.pairs.pair import ContrastivePair
 from factory.pairs.styles import load_style
 
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
     from factory.vector.vector import SteeringVector
 
 SIGNIFICANT = 0.05
+ROLES = ("unsteered", "prompted", "few-shot", "random", "steered")  # names that no vector can have
 
 
 @click.command()
@@ -78,6 +88,7 @@ def benchmark(
 
     loaded = {path: SteeringVector.load(path) for path in vectors}
     console = Console(stderr=True, highlight=False)
+    tasks = _held_out(tasks, loaded, console)
     target = _load(loaded, job, console)
     conditions = _conditions(loaded, job)
     budget = Budget(max_new_tokens, max_thought_tokens)
@@ -87,6 +98,23 @@ def benchmark(
     else:
         _show(results)
     return 0
+
+
+def _held_out(tasks: Sequence[Task], loaded: dict[Path, SteeringVector], console: Console) -> list[Task]:
+    """The tasks without items that the vectors' pairs ask; says how many, or that it cannot be known."""
+    asked: set[str] = set()
+    for path, vector in loaded.items():
+        hashes = asked_hashes(vector.metadata)
+        if hashes is None:
+            said = f"{path}: does not say which questions its pairs ask: whether they are in a task cannot be known"
+            console.print(Text(said, style="yellow"), soft_wrap=True)
+        asked |= set(hashes or [])
+    kept = [task.without(asked) for task in tasks]
+    for task in kept:
+        if task.left_out:
+            said = f"{task.name}: left out {task.left_out} items, which the vectors' pairs ask"
+            console.print(Text(said, style="yellow"), soft_wrap=True)
+    return kept
 
 
 def _load(loaded: dict[Path, SteeringVector], job: Job, console: Console) -> Target:
@@ -103,20 +131,28 @@ def _load(loaded: dict[Path, SteeringVector], job: Job, console: Console) -> Tar
 
 def _conditions(loaded: dict[Path, SteeringVector], job: Job) -> list[Condition]:
     """The bare model, then for each style the words and examples for it, then each vector and its random twin."""
-    from factory.benchmark.condition import STEERED, baselines, steered
+    from factory.benchmark.condition import baselines, steered
     from factory.vector.steer import Steering
 
-    found: dict[str, Condition] = {}
     names = {vector.style_name for vector in loaded.values()}
+    of = {name: name if len(names) > 1 else "" for name in names}
+    found: dict[str, Condition] = {}
     for name in sorted(names):
         style = load_style(name, job.settings.styles_dir)
-        pairs = _pairs(job.output, name)
-        for condition in baselines(style, pairs, of=name if len(names) > 1 else ""):
-            found.setdefault(condition.name, condition)
-    for path, vector in loaded.items():
-        for condition in steered(path.stem if len(loaded) > 1 else STEERED, Steering.recommended(vector)):
-            found[condition.name] = condition
+        found |= {condition.name: condition for condition in baselines(style, _pairs(job.output, name), of=of[name])}
+    for path, name in names_of(list(loaded)).items():
+        vector = loaded[path]
+        made = steered(Steering.recommended(vector), name, of=of[vector.style_name])
+        found |= {condition.name: condition for condition in made}
     return list(found.values())
+
+
+def names_of(paths: Sequence[Path]) -> dict[Path, str]:
+    """What each vector is called: nothing where it is alone, its file's name, or its path where names are shared."""
+    if len(paths) == 1:
+        return {paths[0]: ""}
+    stems = Counter(path.stem for path in paths)
+    return {path: path.stem if stems[path.stem] == 1 and path.stem not in ROLES else str(path) for path in paths}
 
 
 def _pairs(output: Path, style: str) -> list[ContrastivePair]:
@@ -140,11 +176,11 @@ def _run(
     from factory.benchmark.run import run_task
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
 
         def run(task: Task) -> TaskResult:
-            row = bar.add_task(task.name, total=len(conditions))
-            return run_task(target, task, conditions, job.store, budget=budget, after=lambda _: bar.advance(row))
+            row = bar.add_task(f"{task.name}, answers", total=len(conditions) * len(task.items))
+            return run_task(target, task, conditions, job.store, budget=budget, after=lambda n: bar.advance(row, n))
 
         return [run(task) for task in tasks]
 
@@ -152,33 +188,43 @@ def _run(
 def _show(results: Sequence[TaskResult]) -> None:
     console = Console(highlight=False)
     for result in results:
-        chosen = [outcome.by_likelihood is not None for outcome in result.outcomes]
+        chosen = any(outcome.by_likelihood for outcome in result.outcomes)
+        thinks = any(outcome.thoughts_cut for outcome in result.outcomes)
         table = Table(box=None, pad_edge=False)
-        heads = ["", "right", "95 %", *(["letter"] if any(chosen) else []), "none", "tokens"]
-        for head in [*heads, "to unsteered", "to prompted"]:
+        optional = [*(["letter"] if chosen else []), *(["cut"] if thinks else [])]
+        for head in ["", "right", "95 %", *optional, "none", "tokens", "to unsteered", "to prompted"]:
             table.add_column(head, no_wrap=True)
         for outcome in result.outcomes:
-            table.add_row(*_row(outcome, likelihood=any(chosen)))
+            table.add_row(*_row(result, outcome, optional))
         console.print(Text(f"\n{result.task}: {result.n_items} items", style="bold"))
         console.print(table)
+        _show_random(console, result)
     console.print(
-        "\nnone: answers without a result. tokens: per right answer. letter: right by the likeliest letter. "
-        "to ...: change of the share, with McNemar's exact p (* below 0.05)",
+        "\nnone: answers without a result. cut: thoughts that never ended. tokens: generated per right answer. "
+        "letter: right by the likeliest letter. to ...: change of the share, with McNemar's exact p (* below 0.05)",
         style="dim",
     )
 
 
-def _row(outcome: Outcome, *, likelihood: bool) -> list[Text]:
+def _show_random(console: Console, result: TaskResult) -> None:
+    """Each vector against the random one of its size: what is the style's doing, and not any push's."""
+    for outcome in result.outcomes:
+        found = result.comparison(outcome.condition, "random")
+        if found:
+            console.print(Text(f"{outcome.condition} against {found.base}: {_comparison(found)}"), soft_wrap=True)
+
+
+def _row(result: TaskResult, outcome: Outcome, optional: Sequence[str]) -> list[Text]:
     accuracy = outcome.accuracy
-    bases = {comparison.base.split(" ")[0]: comparison for comparison in outcome.comparisons}
+    more = {"letter": _share(outcome.by_likelihood), "cut": str(outcome.thoughts_cut)}
     cells = [
         outcome.condition,
         f"{accuracy.share:.0%}",
         f"{accuracy.low:.0%}-{accuracy.high:.0%}",
-        *([_share(outcome.by_likelihood)] if likelihood else []),
+        *(more[name] for name in optional),
         str(outcome.unextracted),
         "" if outcome.tokens_per_right is None else f"{outcome.tokens_per_right:.0f}",
-        *(_comparison(bases.get(base)) for base in ("unsteered", "prompted")),
+        *(_comparison(result.comparison(outcome.condition, role)) for role in ("unsteered", "prompted")),
     ]
     return [Text(cell) for cell in cells]
 

@@ -26,6 +26,8 @@ CHOICE = Item(question="Which?", answer="B", choices=("a red door", "the moon", 
         "We add 200 and 1000. 200 + 1000 = 1200",
         "The answer is 7. No, wait: the answer is $1,200.00",
         "Result: 1200.0",
+        "The answer is 3 x 400 = 1200.",
+        "### Final Answer\n1,200\nThere were 3 steps.",
     ],
 )
 def test_a_number_is_found_however_it_is_stated(said):
@@ -69,6 +71,8 @@ def test_fractions_and_money_are_numbers():
         "It is the moon.",
         r"\boxed{B}",
         "A is wrong. The answer is b.",
+        "Option A is wrong, option C too.\n**Answer: B. the moon**",
+        "The answer is a matter of light: the moon.",
     ],
 )
 def test_a_letter_is_found_however_it_is_named(said):
@@ -78,6 +82,18 @@ def test_a_letter_is_found_however_it_is_named(said):
 @pytest.mark.parametrize("said", ["", "A moonless night is hard to choose.", "B or C", "All of them"])
 def test_a_text_that_settles_on_no_choice_is_unextractable(said):
     assert extract(CHOICE, said) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        *(("no", True), ("The answer is **No**.", True), ("Yes? I thought so first.\nNo.", True)),
+        *(("I do not know", False), ("There is no doubt: yes", False), ("Answer: yes, no", False), ("", False)),
+    ],
+)
+def test_a_text_is_right_where_it_is_the_answer_and_not_where_it_mentions_it(said, right):
+    item = Item(question="Is it?", answer="no")
+    assert is_right(item, extract(item, said)) == right
 
 
 def test_a_prompt_lists_its_choices_and_says_how_to_answer():
