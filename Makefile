@@ -44,8 +44,9 @@ lint: install  ## formatter, linter, types
 chaos: install  ## break everything, SEEDS times
 	$(BIN)/python -m tests.chaos --seeds $(SEEDS)
 
-benchmark: install  ## speed against a peer, in one run
+benchmark: install  ## speed against peers, in one run each
 	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/learning.py --only speed
 
 clean:  ## remove what make made
 	rm -rf $(VENV) out build dist *.egg-info

@@ -37,7 +37,7 @@ OTHERS = {
     "datasets/": "starter pairs of the three built-in styles, written for this project",
     "questions/": "default.txt, from which pairs are written; heldout.txt, for evaluation; disjoint",
     "tests/": "pytest; 'make test' runs all but the slow ones",
-    "benchmarks/": "speed of extraction, of orchestration and of rate limits",
+    "benchmarks/": "speed of extraction, orchestration and rate limits; quality and cost of learning",
     "examples/": "programs that use the library and the server",
     "docs/": "design, formats, operations, decisions",
     "Makefile": "make demo, make test, make lint, make chaos",
