@@ -309,7 +309,8 @@ def make_app(server: Server, *, key: str | None) -> FastAPI:
         await asyncio.to_thread(server.engine.close)
 
     app = FastAPI(lifespan=living, openapi_url=None)
-    app.add_middleware(RequestGuard, key=key, max_body=server.limits.max_body)
+    count = server.figures.count_refused
+    app.add_middleware(RequestGuard, key=key, max_body=server.limits.max_body, count=count)
     app.add_exception_handler(HTTPException, lambda _, error: _as_response(error))
     page = (files("factory.data") / "serve.html").read_text(encoding="utf-8")
     app.get("/", response_class=HTMLResponse)(

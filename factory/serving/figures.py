@@ -27,3 +27,7 @@ class Figures:
         )
         self.batch = Gauge("svf_serve_batch_rows", "Answers that are made now", registry=registry)
         self.queue = Gauge("svf_serve_queue_requests", "Requests that wait", registry=registry)
+
+    def count_refused(self, status: int) -> None:
+        """Count a request that was refused before anything of it was read."""
+        self.requests.labels("none", str(status)).inc()

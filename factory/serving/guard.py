@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,10 +32,11 @@ class RequestGuard:
     page that had its own name resolved to 127.0.0.1 does not.
     """
 
-    def __init__(self, app: ASGIApp, *, key: str | None, max_body: int) -> None:
+    def __init__(self, app: ASGIApp, *, key: str | None, max_body: int, count: Callable[[int], None]) -> None:
         self.app = app
         self.key = key
         self.max_body = max_body
+        self.count = count  # of refusals, by status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer it."""
@@ -43,17 +45,26 @@ class RequestGuard:
             return
         headers = {name.decode("latin-1").lower(): value for name, value in scope["headers"]}
         if self.key is None and not is_this_machine(_name_of(headers.get("host", b"localhost"))):
-            await _refuse(send, 403, "this server has no key, so it answers to 127.0.0.1 and localhost only")
+            await self._refuse(send, 403, "this server has no key, so it answers to 127.0.0.1 and localhost only")
             return
         if self.key is not None and scope["path"] not in OPEN_PATHS and not self._is_key(headers):
             await _discard(receive)
-            await _refuse(send, 401, "wrong or missing key: send 'Authorization: Bearer KEY'", "invalid_api_key")
+            await self._refuse(send, 401, "wrong or missing key: send 'Authorization: Bearer KEY'", "invalid_api_key")
             return
         body = await _read(receive, self.max_body)
         if body is None:
-            await _refuse(send, 413, f"the body is larger than {self.max_body} bytes")
+            await self._refuse(send, 413, f"the body is larger than {self.max_body} bytes")
             return
         await self.app(scope, _again(body, receive), send)
+
+    async def _refuse(self, send: Send, status: int, message: str, code: str | None = None) -> None:
+        self.count(status)
+        content = json.dumps(error_body(message, "invalid_request_error", code=code)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
 
     def _is_key(self, headers: dict[str, bytes]) -> bool:
         kind, _, given = headers.get("authorization", b"").partition(b" ")
@@ -96,12 +107,3 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return replay
-
-
-async def _refuse(send: Send, status: int, message: str, code: str | None = None) -> None:
-    content = json.dumps(error_body(message, "invalid_request_error", code=code)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})

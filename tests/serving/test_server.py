@@ -7,9 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import httpx2
 import openai
@@ -19,10 +18,8 @@ from factory.serving.app import _as_response
 from factory.serving.engine import Busy
 from factory.vector.steer import Steering, generate
 from factory.vector.vector import SteeringVector
-from tests.conftest import ROOT
+from tests.serving.running import KEY, served
 from tests.serving.test_engine import random_vector
-
-KEY = "a-key-for-tests"
 
 
 def named_vector(target, name, seed, **metadata):
@@ -30,48 +27,6 @@ def named_vector(target, name, seed, **metadata):
     return SteeringVector(
         name, vector.key_vector, vector.value_vector, vector.layer_indices, target.name, metadata=metadata
     )
-
-
-@contextmanager
-def served(folder, *words, environment=None, key=KEY):
-    """A server in a process of its own; its URL and its process."""
-    program = [
-        sys.executable,
-        "-c",
-        "from factory.cli import main; main()",
-        "serve",
-        str(folder),
-        "--port",
-        "0",
-        *words,
-    ]
-    process = subprocess.Popen(
-        program,
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "SVF_SERVER_KEY": key,
-            **(environment or {}),
-        },
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    said = []
-    try:
-        for line in process.stderr:
-            said.append(line)
-            if line.startswith("http://"):
-                break
-        else:
-            raise AssertionError("".join(said))
-        process.said = said
-        threading.Thread(target=lambda: said.extend(process.stderr), daemon=True).start()
-        yield said[-1].split()[0], process
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 @pytest.fixture(scope="module")
