@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -16,6 +16,8 @@ from rich.text import Text
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job
 from factory.config import Settings
 from factory.errors import ConfigError
+from factory.evaluation.evaluation import Evaluation
+from factory.evaluation.figures import Capability, StateFigures
 from factory.evaluation.judged import count_judged, make_scorer
 from factory.evaluation.spec import EvaluationSpec
 from factory.pairs.dataset import load_questions
@@ -31,7 +33,6 @@ from factory.teacher.limits import Pace
 from factory.teacher.spending import require_price, worst_case
 
 if TYPE_CHECKING:
-    from factory.evaluation.verdict import Evaluation
     from factory.vector.vector import SteeringVector
 
 
@@ -117,8 +118,6 @@ def _open_judge(job: Job, settings: Settings, n_vectors: int) -> Teacher | None:
 def _evaluate(
     vector: SteeringVector, spec: EvaluationSpec, settings: Settings, styles: dict[str, Style], judge: Teacher | None
 ) -> tuple[Evaluation, SteeringVector]:
-    from dataclasses import replace
-
     from factory.configured import load_configured_target
     from factory.evaluation.examiner import Examiner
     from factory.evaluation.examiner import evaluate as evaluate_vector
@@ -137,11 +136,10 @@ def _evaluate(
         scorer = make_scorer(judge, style, max_concurrent=settings.max_concurrent_calls) if judge else None
         examiner = Examiner(target, vector, style, spec, store, scorer)
         evaluation, done = evaluate_vector(examiner, after=lambda part: bar.advance(row))
-    specificity = specificity_of(store.require_json(done["steered"]["answers"]), styles)
-    evaluation = replace(evaluation, specificity=specificity)
+    specificity = specificity_of(store.require_json(done.states["steered"].answers), styles)
+    evaluation = evaluation.model_copy(update={"specificity": specificity})
     if judge:
-        cost = sum(entry.get("cost_usd", 0.0) for entry in done.values())
-        console.print(f"judge {judge.spec.model}: ${cost:.4f}")
+        console.print(f"judge {judge.spec.model}: ${done.cost_usd:.4f}")
     return evaluation, add_evaluation(vector, evaluation)
 
 
@@ -177,7 +175,7 @@ def _show(results: Sequence[Evaluation]) -> None:
         table = Table("", "in the style", "95 %", "markers", "words", "distinct", "loops", "perplexity", box=None)
         for part, figures in result.measured.items():
             table.add_row(part, *_row(figures))
-        effect = "" if result.verdict == NOT_MEASURED else f", effect {result.effect:+.2f} {result.interval}"
+        effect = "" if result.verdict == NOT_MEASURED else f", effect {result.effect:+.2f} {list(result.interval)}"
         console.print(Text.assemble("\n", (result.style, "bold"), f": {result.verdict}{effect}"))
         console.print(f"at {result.setting.describe()}; exact answers {_capability(result.capability)}")
         console.print(table)
@@ -197,20 +195,20 @@ def _show_judged(console: Console, result: Evaluation) -> None:
         return
     table = Table("by the judge", "style", "coherence", "answers", "unreadable", box=None)
     for part, scores in result.judged.items():
-        if "failed" in scores:
-            table.add_row(part, Text(scores["failed"]))
+        if scores.failed is not None:
+            table.add_row(part, Text(scores.failed))
         else:
-            means = ("" if scores[name] is None else f"{scores[name]:.0f}" for name in ("style", "coherence"))
-            table.add_row(part, *means, str(scores["n"]), str(scores["unreadable"]))
+            means = ("" if mean is None else f"{mean:.0f}" for mean in (scores.style, scores.coherence))
+            table.add_row(part, *means, str(scores.n), str(scores.unreadable))
     console.print(table)
 
 
-def _row(figures: dict[str, Any]) -> list[str]:
-    low, high = figures["interval"]
-    perplexity = "" if figures["perplexity"] is None else f"{figures['perplexity']:.1f}"
-    numbers = [f"{figures['markers']:.1f}", f"{figures['words']:.0f}", f"{figures['distinct_4grams']:.2f}"]
-    return [f"{figures['share']:.0%}", f"{low:.0%}-{high:.0%}", *numbers, f"{figures['loops']:.0%}", perplexity]
+def _row(figures: StateFigures) -> list[str]:
+    low, high = figures.interval
+    perplexity = "" if figures.perplexity is None else f"{figures.perplexity:.1f}"
+    numbers = [f"{figures.markers:.1f}", f"{figures.words:.0f}", f"{figures.distinct_4grams:.2f}"]
+    return [f"{figures.share:.0%}", f"{low:.0%}-{high:.0%}", *numbers, f"{figures.loops:.0%}", perplexity]
 
 
-def _capability(capability: dict[str, Any]) -> str:
-    return f"{capability['unsteered']:.0%} right unsteered, {capability['steered']:.0%} steered"
+def _capability(capability: Capability) -> str:
+    return f"{capability.unsteered:.0%} right unsteered, {capability.steered:.0%} steered"

@@ -50,14 +50,14 @@ def show_examples(ledger: Ledger, console: Console) -> None:
     ended = [page for page in ledger.pages if page.result]
     for page in ended:
         for row in examples(page, count=max(1, 3 // len(ended))):
-            answers = {name: row["answers"][name] for name in ("unsteered", "steered")}
+            answers = {name: row.answers[name] for name in ("unsteered", "steered")}
             grid = Table.grid(expand=True, padding=(0, 1))
             for _ in answers:
                 grid.add_column(ratio=1)
-            titles = [f"{name}, {answer['markers']} markers" for name, answer in answers.items()]
-            texts = [Text(_shortened(answer["text"])) for answer in answers.values()]
+            titles = [f"{name}, {answer.markers} markers" for name, answer in answers.items()]
+            texts = [Text(_shortened(answer.text)) for answer in answers.values()]
             grid.add_row(*(Panel(text, title=title) for title, text in zip(titles, texts, strict=True)))
-            console.print(Text.assemble("\n", (page.name, "bold"), f": {row['question']}"), grid)
+            console.print(Text.assemble("\n", (page.name, "bold"), f": {row.question}"), grid)
 
 
 def _shortened(text: str) -> str:

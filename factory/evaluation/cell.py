@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -14,10 +13,6 @@ class Cell:
     layers: str = "all"
     n_positions: int = 1
     key_strength: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """The cell as plain data."""
-        return asdict(self)
 
     def describe(self) -> str:
         """The cell in a few words."""

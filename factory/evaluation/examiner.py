@@ -12,9 +12,8 @@ Every part is one small piece of work with a name, so that a queue can stand bet
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +22,14 @@ from factory.errors import ConfigError
 from factory.evaluation.answers import Questioning, ask, perplexities
 from factory.evaluation.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, share_right
 from factory.evaluation.cell import Cell
+from factory.evaluation.evaluation import Evaluation
+from factory.evaluation.figures import Capability, Reading
 from factory.evaluation.judged import Scorer
-from factory.evaluation.probe import Probe, Reading, apply_cell, layers_of
+from factory.evaluation.parts import Answered, PartResult, PartsDone, Tried, Untried
+from factory.evaluation.probe import Probe, apply_cell, layers_of
 from factory.evaluation.score import score
 from factory.evaluation.spec import BASELINES, EvaluationSpec
-from factory.evaluation.verdict import Entry, Evaluation, choose_cell, conclude, specificity_of
+from factory.evaluation.verdict import choose_cell, conclude, specificity_of
 from factory.files import hash_of, sha256_of
 from factory.pairs.styles import Style
 from factory.store import Store
@@ -62,7 +64,7 @@ class Examiner:
     store: Store
     scorer: Scorer | None = None
 
-    def examine(self, part: str, done: Mapping[str, Entry]) -> Entry:
+    def examine(self, part: str, done: PartsDone) -> PartResult:
         """Do one part; ``done`` holds the parts that it builds on."""
         if part in BASELINES:
             return self._measure(part, None, self.style.instruction() if part == "prompted" else None)
@@ -70,14 +72,15 @@ class Examiner:
             rank = int(part.removeprefix("cell-"))
             readings = self.readings()
             if rank >= len(readings):
-                return {}  # the vector lacks layers of the sweep, so that it has fewer cells than was planned
-            return self._try(part, readings[rank]) | ({"gate": readings} if rank == 0 else {})
-        cell = Cell(**choose_cell(done, self.spec)["setting"])
+                return Untried()  # the vector lacks layers of the sweep: it has fewer cells than was planned
+            tried = self._try(part, readings[rank])
+            return tried.model_copy(update={"gate": tuple(readings)}) if rank == 0 else tried
+        cell = choose_cell(done.cells, self.spec).setting
         if part == "capability":
             return self._capability(cell)
         return self._measure(part, self._steering(part, cell))
 
-    def readings(self) -> list[dict[str, Any]]:
+    def readings(self) -> list[Reading]:
         """What the probe reads of every cell, the most promising first."""
         tensors = [self.vector.key_vector, self.vector.value_vector]
         asked = {
@@ -89,14 +92,14 @@ class Examiner:
         key = f"probes/{hash_of(asked)}.json"
         known = self.store.read_json(key)
         if known is None:
-            known = self._read_all()
+            known = [reading.to_json() for reading in self._read_all()]
             self.store.write_json(key, known)
-        return list(known)
+        return [Reading.model_validate(reading) for reading in known]
 
-    def _read_all(self) -> list[dict[str, Any]]:
+    def _read_all(self) -> list[Reading]:
         probe = Probe(self.target, self.style, self.spec.probe_questions)
         readings = [probe.read(self.vector, cell) for cell in self._usable_cells()]
-        return [reading.to_json() for reading in rank(readings, self.spec.cells)]
+        return rank(readings, self.spec.cells)
 
     def _usable_cells(self) -> list[Cell]:
         """The sweep without layer sets that this vector does not hold."""
@@ -110,29 +113,25 @@ class Examiner:
             )
         return usable
 
-    def _try(self, part: str, reading: dict[str, Any]) -> Entry:
+    def _try(self, part: str, reading: Reading) -> Tried:
         """One cell of the sweep, on the questions kept for choosing."""
-        cell = Cell(**reading["setting"])
-        steering = apply_cell(self.vector, cell)
-        tried = {"setting": cell.to_json(), "layers": steering.vector.layer_indices}
-        return tried | self._measure(part, steering) | {name: reading[name] for name in ("openings", "moved")}
+        steering = apply_cell(self.vector, reading.setting)
+        answered = self._measure(part, steering)
+        layers = {"layers": steering.vector.layer_indices}
+        return Tried.model_validate(reading.to_json() | layers | answered.to_json())
 
-    def _measure(self, part: str, steering: Steering | None, system: str | None = None) -> Entry:
+    def _measure(self, part: str, steering: Steering | None, system: str | None = None) -> Answered:
         """What the model answers in one state, and the figures of that."""
         questions = self.spec.questions_of(part)
         questioning = Questioning(questions, self.spec.max_new_tokens, steering, system)
         answers = ask(self.target, questioning, self.store)
         sample = slice(SAMPLE if part in SURPRISED else 0)
         surprise = perplexities(self.target, questions[sample], answers[sample])
-        figures = {"figures": score(answers, self.style, surprise), **self._judged(questions, answers)}
-        return figures | {"answers": questioning.key(self.target)}
-
-    def _judged(self, questions: Sequence[str], answers: Sequence[str]) -> Entry:
-        """What a judge says of the answers, if there is one, and what that cost."""
+        figures, key = score(answers, self.style, surprise), questioning.key(self.target)
         if self.scorer is None:
-            return {}
+            return Answered(figures=figures, answers=key)
         judged, cost = self.scorer(questions, answers)
-        return {"judged": judged, "cost_usd": cost}
+        return Answered(figures=figures, answers=key, judged=judged, cost_usd=cost)
 
     def _steering(self, part: str, cell: Cell) -> Steering:
         steering = apply_cell(self.vector, cell)
@@ -142,13 +141,13 @@ class Examiner:
             return replace(steering, vector=-steering.vector)
         return steering
 
-    def _capability(self, cell: Cell) -> Entry:
+    def _capability(self, cell: Cell) -> Capability:
         questions = tuple(exact.question for exact in EXACT_QUESTIONS)
         shares = {}
         for name, steering in {"unsteered": None, "steered": self._steering("steered", cell)}.items():
             questioning = Questioning(questions, EXACT_ANSWER_TOKENS, steering)
             shares[name] = share_right(ask(self.target, questioning, self.store))
-        return {"n": len(questions), **shares}
+        return Capability(n=len(questions), **shares)
 
 
 def rank(readings: Sequence[Reading], count: int) -> list[Reading]:
@@ -180,9 +179,7 @@ def random_like(vector: SteeringVector) -> SteeringVector:
     return replace(vector, key_vector=drawn(vector.key_vector), value_vector=drawn(vector.value_vector))
 
 
-def evaluate(
-    examiner: Examiner, after: Callable[[str], None] = lambda part: None
-) -> tuple[Evaluation, dict[str, Entry]]:
+def evaluate(examiner: Examiner, after: Callable[[str], None] = lambda part: None) -> tuple[Evaluation, PartsDone]:
     """Do every part of an examination here, in this process; also returns what became of each.
 
     ``after`` is told each part that is done.
@@ -192,9 +189,10 @@ def evaluate(
         ConfigError: the sweep's layer sets hold none of the vector's layers.
     """
     style = examiner.style
-    done: dict[str, Entry] = {}
+    results: dict[str, PartResult] = {}
     for part in examiner.spec.parts:
-        done[part] = examiner.examine(part, done)
+        results[part] = examiner.examine(part, PartsDone.of(results))
         after(part)
-    answers = examiner.store.require_json(done["steered"]["answers"])
+    done = PartsDone.of(results)
+    answers = examiner.store.require_json(done.states["steered"].answers)
     return conclude(style, examiner.spec, done, specificity_of(answers, {style.name: style})), done

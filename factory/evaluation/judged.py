@@ -9,18 +9,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any
 
 from factory.errors import TeacherBusy, TeacherPaced, TeacherRefused
+from factory.evaluation.figures import JudgeScores
 from factory.evaluation.spec import EvaluationSpec
 from factory.log import log
 from factory.pairs.styles import Style
 from factory.teacher.client import Reply, Teacher
-from factory.teacher.judge import judge_answer
+from factory.teacher.judge import Scores, Unreadable, judge_answer
 
 TRIES = 4  # of an answer by a process that is alone: 7 s
 # Scores the answers that a target model gave to questions: the figures, and what they cost in USD.
-Scorer = Callable[[Sequence[str], Sequence[str]], tuple[dict[str, Any], float]]
+Scorer = Callable[[Sequence[str], Sequence[str]], tuple[JudgeScores, float]]
 
 
 def judge_answers(
@@ -31,10 +31,10 @@ def judge_answers(
     *,
     max_concurrent: int,
     may_go_on: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, Any], float]:
-    """Mean scores of the answers of a target model, from 0 to 100, and what their calls cost in USD.
+) -> tuple[JudgeScores, float]:
+    """Mean scores of the answers of a target model, and what their calls cost in USD.
 
-    ``n``: answers with scores; ``unreadable``: answers without. An empty answer is not shown to the
+    An empty answer is not shown to the
     judge and has no score. Calls go on until the judge's ``deadline``; replies are kept. ``may_go_on``
     is asked before each answer and raises to stop.
 
@@ -42,9 +42,9 @@ def judge_answers(
         TeacherBusy, TeacherRefused: as for the teacher.
     """
 
-    def ask(question: str, answer: str) -> tuple[dict[str, Any], Reply | None]:
+    def ask(question: str, answer: str) -> tuple[Scores | Unreadable, Reply | None]:
         may_go_on()
-        return _patiently(judge, style, question, answer) if answer.strip() else ({"unreadable": "empty"}, None)
+        return _patiently(judge, style, question, answer) if answer.strip() else (Unreadable(unreadable="empty"), None)
 
     with ThreadPoolExecutor(max_concurrent, thread_name_prefix="judge-call") as pool:
         calls = [
@@ -52,12 +52,16 @@ def judge_answers(
             for question, answer in zip(questions, answers, strict=True)
         ]
     verdicts = [call.result() for call in calls]
-    scores = [verdict for verdict, _ in verdicts if "unreadable" not in verdict]
+    scores = [verdict for verdict, _ in verdicts if isinstance(verdict, Scores)]
     paid = [reply.cost_usd or 0.0 for _, reply in verdicts if reply and reply.paid_by == asdict(judge.payer)]
-    means = {
-        name: round(fmean(score[name] for score in scores), 2) if scores else None for name in ("style", "coherence")
-    }
-    return {"model": judge.spec.model, **means, "n": len(scores), "unreadable": len(verdicts) - len(scores)}, sum(paid)
+    means = JudgeScores(
+        model=judge.spec.model,
+        style=round(fmean(score.style for score in scores), 2) if scores else None,
+        coherence=round(fmean(score.coherence for score in scores), 2) if scores else None,
+        n=len(scores),
+        unreadable=len(verdicts) - len(scores),
+    )
+    return means, sum(paid)
 
 
 def count_judged(spec: EvaluationSpec) -> int:
@@ -75,7 +79,7 @@ def make_scorer(
     """
     failed: list[str] = []
 
-    def score(questions: Sequence[str], answers: Sequence[str]) -> tuple[dict[str, Any], float]:
+    def score(questions: Sequence[str], answers: Sequence[str]) -> tuple[JudgeScores, float]:
         if not failed:
             try:
                 return judge_answers(
@@ -88,12 +92,12 @@ def make_scorer(
                     raise
                 failed.append(str(error))
             log.error("the judge is given up: %s", failed[0])
-        return {"model": judge.spec.model, "failed": failed[0]}, 0.0
+        return JudgeScores(model=judge.spec.model, failed=failed[0]), 0.0
 
     return score
 
 
-def _patiently(judge: Teacher, style: Style, question: str, answer: str) -> tuple[dict[str, Any], Reply | None]:
+def _patiently(judge: Teacher, style: Style, question: str, answer: str) -> tuple[Scores | Unreadable, Reply | None]:
     """Ask until there is an answer, or no time for another try.
 
     A process that is alone has all the time: it tries :data:`TRIES` times, and never again where a

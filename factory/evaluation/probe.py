@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from factory.evaluation.cell import Cell
+from factory.evaluation.figures import Reading
 from factory.pairs.styles import Style
 from factory.target.layers import parse_layers
 from factory.target.model import Target
@@ -23,23 +23,6 @@ from factory.vector.steer import Steering, add_vector, as_messages, left_padded,
 from factory.vector.vector import SteeringVector
 
 MANY_LAYERS = 10_000  # more than any model has: a cell may name layers that this one lacks
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What one cell does, averaged over questions.
-
-    ``openings``: log-probability (nats) of the likeliest of the style's openings. ``moved``: KL
-    divergence (nats) of the next token's distribution from the unsteered one.
-    """
-
-    setting: Cell
-    openings: float
-    moved: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The reading as plain data."""
-        return asdict(self)
 
 
 class Probe:
@@ -62,7 +45,7 @@ class Probe:
         moved = (after.exp() * (after - self.before)).sum(dim=1).mean()
         likely = [self._likelihood(cache, opening) for opening in self.openings]
         openings = torch.stack(likely).amax(dim=0).mean() if likely else torch.tensor(0.0)
-        return Reading(cell, round(float(openings), 4), round(float(moved), 4))
+        return Reading(setting=cell, openings=round(float(openings), 4), moved=round(float(moved), 4))
 
     @torch.inference_mode()
     def unsteered(self) -> float:

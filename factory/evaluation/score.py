@@ -4,37 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, median
-from typing import Any
 
 from factory.evaluation.bootstrap import bootstrap_interval, gain_interval, share_interval
+from factory.evaluation.figures import AnswerFigures, Interval
 from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.styles import Style
 
 
-def score(answers: Sequence[str], style: Style, surprise: Sequence[float | None] = ()) -> dict[str, Any]:
-    """Figures of ``answers`` as plain data; ``surprise`` is their perplexity under the unsteered model.
-
-    ``share``: answers in the style, with its 95 % ``interval``; ``markers`` an answer, ``words`` an
-    answer; ``distinct_4grams`` and ``loops`` tell fluency; ``shown`` lists markers by answer.
-    """
+def score(answers: Sequence[str], style: Style, surprise: Sequence[float | None] = ()) -> AnswerFigures:
+    """Figures of ``answers``; ``surprise`` is their perplexity under the unsteered model."""
     shown = [style.count_markers(answer) for answer in answers]
-    in_style = [float(style.is_shown_in(answer)) for answer in answers]
+    in_style = [int(style.is_shown_in(answer)) for answer in answers]
     known = [value for value in surprise if value is not None]
-    return {
-        "n": len(answers),
-        "share": round(fmean(in_style), 4),
-        "interval": list(share_interval(int(sum(in_style)), len(answers))),
-        "markers": round(fmean(shown), 4),
-        "words": round(fmean(len(answer.split()) for answer in answers), 2),
-        "distinct_4grams": round(fmean(map(distinct_ngrams, answers)), 4),
-        "loops": round(fmean(map(is_looping, answers)), 4),
-        "perplexity": round(median(known), 3) if known else None,
-        "in_style": [int(value) for value in in_style],
-        "shown": shown,
-    }
+    return AnswerFigures(
+        n=len(answers),
+        share=round(fmean(in_style), 4),
+        interval=share_interval(sum(in_style), len(answers)),
+        markers=round(fmean(shown), 4),
+        words=round(fmean(len(answer.split()) for answer in answers), 2),
+        distinct_4grams=round(fmean(map(distinct_ngrams, answers)), 4),
+        loops=round(fmean(map(is_looping, answers)), 4),
+        perplexity=round(median(known), 3) if known else None,
+        in_style=tuple(in_style),
+        shown=tuple(shown),
+    )
 
 
-def gain(steered: Sequence[float], unsteered: Sequence[float]) -> tuple[float, list[float]]:
+def gain(steered: Sequence[float], unsteered: Sequence[float]) -> tuple[float, Interval]:
     """Mean gain by question, and its 95 % interval (paired: the same questions in both).
 
     Of yes and no it is that of a share, of counts a bootstrap.
@@ -43,10 +39,5 @@ def gain(steered: Sequence[float], unsteered: Sequence[float]) -> tuple[float, l
     mean = round(fmean(differences), 4)
     if {*steered, *unsteered} <= {0, 1}:
         won, lost = differences.count(1), differences.count(-1)
-        return mean, list(gain_interval(won, lost, len(differences)))
-    return mean, list(bootstrap_interval(differences))
-
-
-def summary(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures without their lists by answer."""
-    return {name: value for name, value in figures.items() if name not in ("in_style", "shown")}
+        return mean, gain_interval(won, lost, len(differences))
+    return mean, bootstrap_interval(differences)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from factory.evaluation.cell import Cell
-from factory.evaluation.score import gain, summary
+from factory.evaluation.evaluation import KEY, Evaluation
+from factory.evaluation.figures import AnswerFigures, Interval, Scope
+from factory.evaluation.parts import PartsDone, Tried
+from factory.evaluation.score import gain
 from factory.evaluation.spec import BASELINES, CONTROLS, EvaluationSpec
 from factory.pairs.styles import Style
 from factory.vector.recommendation import Recommendation, without_recommendation
 from factory.vector.vector import SteeringVector
 
+STATES = (*BASELINES, "steered", *CONTROLS)  # of the model, in the order in which they are shown
 STRONG = 0.3  # gain in the share of answers in the style from which a vector "steers"
 
 STRONGER = "Try higher strengths, more layers (target_layers: all), or more steered positions."
@@ -25,102 +27,62 @@ NOTHING = (
 NOT_MEASURED = "not measured"
 NO_MARKERS = "The style has no markers, so that no answer can be told to be in it: add 'markers' to its file."
 
-Entry = dict[str, Any]  # what became of one part
 
-
-def cells_of(done: Mapping[str, Entry]) -> list[Entry]:
-    """What became of the cells that answered, in the order in which the probe ranked them.
-
-    Where the vector lacks layers of the sweep there are fewer cells than parts: those are done as nothing.
-    """
-    ranks = sorted(int(part.removeprefix("cell-")) for part in done if part.startswith("cell-"))
-    return [done[f"cell-{rank}"] for rank in ranks if "figures" in done[f"cell-{rank}"]]
-
-
-def choose_cell(done: Mapping[str, Entry], spec: EvaluationSpec) -> Entry:
+def choose_cell(cells: Sequence[Tried], spec: EvaluationSpec) -> Tried:
     """The cell with most answers in the style among those that hardly loop.
 
     Of equals the one that loops least, then the one with most markers, then the most fluent.
     Where all of them loop, the one that loops least.
     """
-    cells = cells_of(done)
-    fluent = [cell for cell in cells if cell["figures"]["loops"] <= spec.max_loops]
+    fluent = [cell for cell in cells if cell.figures.loops <= spec.max_loops]
 
-    def worth(cell: Entry) -> tuple[float, ...]:
-        figures = cell["figures"]
-        return figures["share"], -figures["loops"], figures["markers"], figures["distinct_4grams"]
+    def worth(cell: Tried) -> tuple[float, ...]:
+        figures = cell.figures
+        return figures.share, -figures.loops, figures.markers, figures.distinct_4grams
 
-    return max(fluent, key=worth) if fluent else min(cells, key=lambda cell: cell["figures"]["loops"])
+    return max(fluent, key=worth) if fluent else min(cells, key=lambda cell: cell.figures.loops)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What was found out about one vector.
+def conclude(style: Style, spec: EvaluationSpec, done: PartsDone, specificity: dict[str, float]) -> Evaluation:
+    """The verdict, from all parts. ``specificity``: share of answers by style's markers.
 
-    ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
-    ``interval`` its 95 % interval; ``marker_gain`` the gain in markers an answer.
-    ``measured`` holds the figures of each state of the model, ``cells`` those of the cells that
-    answered, ``gate`` what the probe read of every cell; ``judged`` a judge's scores of
-    each state, if one was asked.
+    Raises:
+        ValueError: a part is missing.
     """
-
-    style: str
-    setting: Cell
-    layers: list[int]
-    effect: float
-    interval: list[float]
-    marker_gain: float
-    marker_interval: list[float]
-    verdict: str
-    advice: str
-    measured: dict[str, dict[str, Any]]
-    cells: list[dict[str, Any]]
-    gate: list[dict[str, Any]]
-    capability: dict[str, Any]
-    specificity: dict[str, float]
-    settings: dict[str, Any]
-    judged: dict[str, dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        """The evaluation as plain data."""
-        return asdict(self)
-
-
-def conclude(
-    style: Style, spec: EvaluationSpec, done: Mapping[str, Entry], specificity: dict[str, float]
-) -> Evaluation:
-    """The verdict, from what became of the parts. ``specificity``: share of answers by style's markers."""
-    steered, unsteered, random = (done[part]["figures"] for part in ("steered", "unsteered", "random"))
-    effect, interval = gain(steered["in_style"], unsteered["in_style"])
-    marker_gain, marker_interval = gain(steered["shown"], unsteered["shown"])
+    states = done.states
+    steered, unsteered, random = (states[name].figures for name in ("steered", "unsteered", "random"))
+    if done.capability is None:
+        raise ValueError("a verdict needs every part, and capability is missing")
+    effect, interval = gain(steered.in_style, unsteered.in_style)
+    marker_gain, marker_interval = gain(steered.shown, unsteered.shown)
     if style.markers:
         gains = Gains(effect, interval, marker_interval, *_above_random(spec, steered, random))
-        verdict, advice = verdict_of(gains, steered["loops"], spec.max_loops)
+        verdict, advice = verdict_of(gains, steered.loops, spec.max_loops)
     else:
         verdict, advice = NOT_MEASURED, NO_MARKERS
-    chosen = choose_cell(done, spec)
+    chosen = choose_cell(done.cells, spec)
     return Evaluation(
         style=style.name,
-        setting=Cell(**chosen["setting"]),
-        layers=chosen["layers"],
+        setting=chosen.setting,
+        layers=chosen.layers,
         effect=effect,
         interval=interval,
         marker_gain=marker_gain,
         marker_interval=marker_interval,
         verdict=verdict,
-        advice=_advise(advice, verdict, done["prompted"]["figures"]["share"]),
-        measured={part: summary(done[part]["figures"]) for part in (*BASELINES, "steered", *CONTROLS)},
-        cells=[{**_without_probe(cell), "figures": summary(cell["figures"])} for cell in cells_of(done)],
-        gate=done["cell-0"]["gate"],
-        capability=done["capability"],
+        advice=_advise(advice, verdict, states["prompted"].figures.share),
+        measured={name: states[name].figures.summary() for name in STATES},
+        cells=tuple(cell.summary() for cell in done.cells),
+        gate=done.cells[0].gate,
+        capability=done.capability,
         specificity=specificity,
-        settings={
-            "questions": len(spec.questions),
-            "choice_questions": len(spec.choice_questions),
-            "max_new_tokens": spec.max_new_tokens,
-            "max_loops": spec.max_loops,
-        },
-        judged={part: done[part]["judged"] for part in (*BASELINES, "steered", *CONTROLS) if "judged" in done[part]},
+        settings=Scope(
+            questions=len(spec.questions),
+            choice_questions=len(spec.choice_questions),
+            max_new_tokens=spec.max_new_tokens,
+            max_loops=spec.max_loops,
+        ),
+        judged={name: scores for name in STATES if (scores := states[name].judged)},
     )
 
 
@@ -129,10 +91,6 @@ def _advise(advice: str, verdict: str, prompted: float) -> str:
     if verdict == "no effect" and prompted < STRONG:
         return f"{advice} Even asked for it in words, this model shows the style in {prompted:.0%} of answers."
     return advice
-
-
-def _without_probe(cell: Entry) -> Entry:
-    return {name: value for name, value in cell.items() if name not in ("gate", "cost_usd")}
 
 
 @dataclass(frozen=True)
@@ -144,17 +102,18 @@ class Gains:
     """
 
     effect: float
-    interval: list[float]
-    markers: list[float]
-    over_random: list[float]
-    markers_over_random: list[float]
+    interval: Interval
+    markers: Interval
+    over_random: Interval
+    markers_over_random: Interval
 
 
-def _above_random(spec: EvaluationSpec, steered: Entry, random: Entry) -> tuple[list[float], list[float]]:
+def _above_random(spec: EvaluationSpec, steered: AnswerFigures, random: AnswerFigures) -> tuple[Interval, Interval]:
     """Intervals of the gain over the random vector in answers in the style and in markers, on shared questions."""
     asked = spec.questions_of("steered")
     rows = [asked.index(question) for question in spec.questions_of("random")]
-    shares, markers = (gain([steered[name][row] for row in rows], random[name])[1] for name in ("in_style", "shown"))
+    shares = gain([steered.in_style[row] for row in rows], random.in_style)[1]
+    markers = gain([steered.shown[row] for row in rows], random.shown)[1]
     return shares, markers
 
 
@@ -183,15 +142,15 @@ def add_evaluation(vector: SteeringVector, evaluation: Evaluation) -> SteeringVe
     cell, measured = evaluation.setting, evaluation.verdict != NOT_MEASURED
     best = Recommendation(
         strength=cell.strength,
-        layers=tuple(evaluation.layers),
+        layers=evaluation.layers,
         positions=cell.n_positions,
         key_strength=cell.key_strength,
     )
     found = {
         "effect": evaluation.effect if measured else None,
-        "interval": evaluation.interval if measured else None,
+        "interval": list(evaluation.interval) if measured else None,
         "verdict": evaluation.verdict,
-        "evaluation": evaluation.to_json(),
+        KEY: evaluation.to_json(),
     }
     before = {key: value for key, value in vector.metadata.items() if key not in found}
     recommended = best.written_into(before) if measured else without_recommendation(before)

@@ -1,7 +1,7 @@
 """Figures of the report, as SVG to be put into a page: for screen readers, print and dark mode.
 
 Text stays text (``svg.fonttype none``) and takes the page's colour; every figure has a title and a
-description in words. This module knows numbers only.
+description in words. This module knows figures only, not where they come from.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import cycle, pairwise
 from math import isnan
@@ -18,6 +18,9 @@ from typing import Any, TypeVar, cast
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from factory.evaluation.cell import Cell
+from factory.evaluation.figures import CellFigures, Reading, StateFigures
 
 INK = "#010203"  # stands for the page's text colour, and is replaced by it
 COLORS = ("#3b82c4", "#d9822b", "#4f9d69", "#9a6bc4", "#c4536b", "#7a8a99")
@@ -79,17 +82,18 @@ def _open_tag(name: str, title: str, description: str) -> str:
 
 
 @_in_style
-def sweep_figure(name: str, evaluation: dict[str, Any]) -> str:
-    """Share of answers in the style against strength, with intervals, one curve for what else was set."""
+def sweep_figure(name: str, cells: Sequence[CellFigures], baseline: float) -> str:
+    """Share of answers in the style against strength, with intervals, one curve for what else was set.
+
+    ``baseline``: the share without steering.
+    """
     figure, axes = _axes()
     curves: dict[str, list[tuple[float, float, float, float, float]]] = {}
-    for cell in evaluation["cells"]:
-        setting, figures = cell["setting"], cell["figures"]
-        low, high = figures["interval"]
-        curves.setdefault(f"layers {_row_of(setting)}", []).append(
-            (setting["strength"], figures["share"], low, high, figures["loops"])
-        )
-    strengths = sorted({cell["setting"]["strength"] for cell in evaluation["cells"]})
+    for cell in cells:
+        figures = cell.figures
+        point = (cell.setting.strength, figures.share, *figures.interval, figures.loops)
+        curves.setdefault(f"layers {_row_of(cell.setting)}", []).append(point)
+    strengths = sorted({cell.setting.strength for cell in cells})
     sideways = _side_by_side(len(curves), strengths)
     for color, shift, (label, points) in zip(cycle(COLORS[:5]), sideways, sorted(curves.items()), strict=False):
         strength, shares, lows, highs, loops = (list(column) for column in zip(*sorted(points), strict=True))
@@ -97,7 +101,6 @@ def sweep_figure(name: str, evaluation: dict[str, Any]) -> str:
         errors = [_apart(shares, lows), _apart(highs, shares)]
         axes.errorbar(at, shares, yerr=errors, marker="o", capsize=3, color=color, label=label)
         axes.plot(at, loops, marker="x", linestyle=":", color=color, alpha=0.8)
-    baseline = evaluation["measured"]["unsteered"]["share"]
     axes.axhline(baseline, color=COLORS[5], linestyle="--", linewidth=1, label="unsteered")
     axes.plot([], [], marker="x", linestyle=":", color=COLORS[5], label="answers that loop")
     _percent(axes)
@@ -128,13 +131,12 @@ def _percent(axes: Axes) -> None:
 
 
 @_in_style
-def compared_figure(name: str, measured: dict[str, dict[str, Any]]) -> str:
+def compared_figure(name: str, measured: Mapping[str, StateFigures]) -> str:
     """Unsteered, prompted, steered and the controls: answers in the style, with intervals."""
     figure, axes = _axes((SIZE[0], 2.4))
     parts = list(measured)
-    shares = [measured[part]["share"] for part in parts]
-    lows = [measured[part]["interval"][0] for part in parts]
-    highs = [measured[part]["interval"][1] for part in parts]
+    shares = [figures.share for figures in measured.values()]
+    lows, highs = ([figures.interval[end] for figures in measured.values()] for end in (0, 1))
     colors = [COLORS[0] if part == "steered" else COLORS[5] for part in parts]
     errors = [_apart(shares, lows), _apart(highs, shares)]
     axes.barh(parts, shares, xerr=errors, color=colors, ecolor=INK, capsize=3, height=0.6)
@@ -150,24 +152,24 @@ def compared_figure(name: str, measured: dict[str, dict[str, Any]]) -> str:
 
 
 @_in_style
-def probe_figure(name: str, readings: Sequence[dict[str, Any]]) -> str:
+def probe_figure(name: str, readings: Sequence[Reading]) -> str:
     """The probe: how likely the style's openings become, by layer set and strength."""
-    rows = sorted({_row_of(reading["setting"]) for reading in readings})
-    columns = sorted({reading["setting"]["strength"] for reading in readings})
+    rows = sorted({_row_of(reading.setting) for reading in readings})
+    columns = sorted({reading.setting.strength for reading in readings})
     numbers = [[float("nan")] * len(columns) for _ in rows]
     for reading in readings:
-        at = rows.index(_row_of(reading["setting"])), columns.index(reading["setting"]["strength"])
-        numbers[at[0]][at[1]] = reading["openings"]
+        row, column = rows.index(_row_of(reading.setting)), columns.index(reading.setting.strength)
+        numbers[row][column] = reading.openings
     figure, axes = _axes((SIZE[0], 1.1 + 0.3 * len(rows)))
     _heat(axes, numbers, rows, [f"{column:g}" for column in columns], "{:.1f}")
     axes.set_xlabel("strength")
-    words = [f"{_row_of(r['setting'])}, strength {r['setting']['strength']:g}: {r['openings']:.1f}" for r in readings]
+    words = [f"{_row_of(r.setting)}, strength {r.setting.strength:g}: {r.openings:.1f}" for r in readings]
     return to_svg(figure, name, "Probe: log-probability of the style's openings (nats)", "; ".join(words))
 
 
-def _row_of(setting: dict[str, Any]) -> str:
-    keys = f", keys {setting['key_strength']:g}" if setting["key_strength"] else ""
-    return f"{setting['layers']}, {setting['n_positions']} pos.{keys}"
+def _row_of(setting: Cell) -> str:
+    keys = f", keys {setting.key_strength:g}" if setting.key_strength else ""
+    return f"{setting.layers}, {setting.n_positions} pos.{keys}"
 
 
 def _heat(axes: Axes, numbers: Any, rows: Sequence[str], columns: Sequence[str], text: str = "") -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from factory.evaluation.cell import Cell
+from factory.evaluation.evaluation import Evaluation
 from factory.extras import DISTRIBUTION
 from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.pair import ContrastivePair
@@ -37,30 +37,71 @@ ENOUGH_HALVES = ENOUGH / (2 - ENOUGH)  # the split-half cosine at which the whol
 
 
 @dataclass(frozen=True)
+class ShownAnswer:
+    """An answer: as it is, with its markers highlighted, and how many those are."""
+
+    text: str
+    marked: Markup
+    markers: int
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """A held-out question with the answer of each state of the model."""
+
+    question: str
+    answers: dict[str, ShownAnswer]
+
+
+@dataclass(frozen=True)
+class ShownPair:
+    """A pair for browsing: both answers marked; ``markers`` and ``words`` of the positive and the negative.
+
+    ``cosine``: its agreement with the vector, where it is an outlier.
+    """
+
+    id: str
+    question: str
+    positive: Markup
+    negative: Markup
+    markers: tuple[int, int]
+    words: tuple[int, int]
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class RejectedPair:
+    """A pair (or the question of one) that could not be used, and why."""
+
+    pair_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class StyleSection:
     """What the page says about one style."""
 
     style: Style
     progress: StyleProgress
     vector: SteeringVector | None
-    evaluation: dict[str, Any] | None
+    evaluation: Evaluation | None
     figures: dict[str, Markup]
-    answers: list[dict[str, Any]]
-    pairs: list[dict[str, Any]]
-    rejected: list[dict[str, str]]
-    provenance: dict[str, Any]
+    answers: list[AnsweredQuestion]
+    pairs: list[ShownPair]
+    rejected: list[RejectedPair]
+    provenance: dict[str, str]
 
     @property
     def verdict(self) -> str:
         """The verdict in a few words."""
         if self.vector is None:
             return "no vector"
-        return self.evaluation["verdict"] if self.evaluation else "not evaluated"
+        return self.evaluation.verdict if self.evaluation else "not evaluated"
 
     @property
     def setting(self) -> str:
         """How the evaluation adds the vector, in a few words."""
-        return Cell(**self.evaluation["setting"]).describe() if self.evaluation else ""
+        return self.evaluation.setting.describe() if self.evaluation else ""
 
     @property
     def quality(self) -> dict[str, Any]:
@@ -101,7 +142,7 @@ def _section(page: Page) -> StyleSection:
     style = page.style
     content = page.store.read(page.vector_key)
     vector = SteeringVector.from_bytes(content, source=f"{style.name}.pt") if content else None
-    evaluation = vector.metadata.get("evaluation") if vector else None
+    evaluation = Evaluation.read(vector.metadata) if vector else None
     return StyleSection(
         style=style,
         progress=progress_of(page),
@@ -115,41 +156,39 @@ def _section(page: Page) -> StyleSection:
     )
 
 
-def _figures(style: str, vector: SteeringVector, evaluation: dict[str, Any] | None) -> dict[str, Markup]:
+def _figures(style: str, vector: SteeringVector, evaluation: Evaluation | None) -> dict[str, Markup]:
     quality = vector.metadata.get("quality", {})
     norms = vector.value_vector.norm(dim=2).tolist()  # [n_layers][n_kv_heads]
-    chosen = evaluation["layers"] if evaluation else []
+    chosen = evaluation.layers if evaluation else ()
     made = {"layers": figures.layers_figure(f"{style}-layers", norms, vector.layer_indices, chosen)}
     if quality.get("convergence"):
         made["convergence"] = figures.convergence_figure(f"{style}-convergence", quality["convergence"], ENOUGH_HALVES)
     if quality.get("pair_cosine_bins"):
         made["agreement"] = figures.agreement_figure(f"{style}-agreement", quality["pair_cosine_bins"])
     if evaluation:
-        made["sweep"] = figures.sweep_figure(f"{style}-sweep", evaluation)
-        made["compared"] = figures.compared_figure(f"{style}-compared", evaluation["measured"])
-        made["probe"] = figures.probe_figure(f"{style}-probe", evaluation["gate"])
+        baseline = evaluation.measured["unsteered"].share
+        made["sweep"] = figures.sweep_figure(f"{style}-sweep", evaluation.cells, baseline)
+        made["compared"] = figures.compared_figure(f"{style}-compared", evaluation.measured)
+        made["probe"] = figures.probe_figure(f"{style}-probe", evaluation.gate)
     return {name: Markup(svg) for name, svg in made.items()}  # figures.py escapes
 
 
-def side_by_side(page: Page) -> list[dict[str, Any]]:
+def side_by_side(page: Page) -> list[AnsweredQuestion]:
     """Held-out questions with the unsteered, the prompted and the steered answer."""
-    done, style = page.evaluated(), page.style
+    states, style = page.evaluated().states, page.style
     spec = page.ledger.spec.evaluation
-    if spec is None or any(part not in done for part in COMPARED):
+    if spec is None or any(name not in states for name in COMPARED):
         return []
-    answers = {part: page.store.read_json(done[part]["answers"]) or [] for part in COMPARED}
+    answers = {name: page.store.read_json(states[name].answers) or [] for name in COMPARED}
     rows = zip_longest(spec.questions, *answers.values(), fillvalue="")
     return [
-        {
-            "question": question,
-            "answers": {part: _answer(text, style) for part, text in zip(COMPARED, texts, strict=True)},
-        }
+        AnsweredQuestion(question, {name: _answer(text, style) for name, text in zip(COMPARED, texts, strict=True)})
         for question, *texts in rows
     ]
 
 
-def _answer(text: str, style: Style) -> dict[str, Any]:
-    return {"text": text, "marked": highlight(text, style), "markers": style.count_markers(text)}
+def _answer(text: str, style: Style) -> ShownAnswer:
+    return ShownAnswer(text, highlight(text, style), style.count_markers(text))
 
 
 def highlight(text: str, style: Style) -> Markup:
@@ -165,7 +204,7 @@ def highlight(text: str, style: Style) -> Markup:
     return Markup("").join([*parts, escape(text[at:])])
 
 
-def _pairs(page: Page, vector: SteeringVector | None) -> list[dict[str, Any]]:
+def _pairs(page: Page, vector: SteeringVector | None) -> list[ShownPair]:
     """The dataset for browsing: the outliers first, then in order; :data:`MOST_PAIRS` at most.
 
     Batches are read in order until there is no more to show.
@@ -186,32 +225,31 @@ def _pairs(page: Page, vector: SteeringVector | None) -> list[dict[str, Any]]:
     return [_pair(pair, page.style, outliers) for pair in [*first, *usual][:MOST_PAIRS]]
 
 
-def _rejected(page: Page, vector: SteeringVector | None) -> list[dict[str, str]]:
+def _rejected(page: Page, vector: SteeringVector | None) -> list[RejectedPair]:
     """Pairs that the gates or the extraction refused, with the reason."""
-    found = [dict(failure) for failure in (vector.metadata.get("failures", []) if vector else [])]
+    failures = vector.metadata.get("failures", []) if vector else []
+    found = [RejectedPair(failure["pair_id"], failure["reason"]) for failure in failures]
     for batch in page.batches:
         written = page.written(batch.number)
         if written and written.reasons:  # no other batch has any
             for line in batch_of(page, batch.number)[1]:
-                found.append({"pair_id": str(line.get("question", "")), "reason": str(line.get("reason", ""))})
+                found.append(RejectedPair(str(line.get("question", "")), str(line.get("reason", ""))))
     return found
 
 
-def _pair(pair: ContrastivePair, style: Style, outliers: Mapping[str, float]) -> dict[str, Any]:
-    checks = pair.extra.get("checks")
-    return {
-        "id": pair.pair_id,
-        "question": pair.question,
-        "positive": highlight(pair.positive_response, style),
-        "negative": highlight(pair.negative_response, style),
-        "markers": [style.count_markers(pair.positive_response), style.count_markers(pair.negative_response)],
-        "words": [len(pair.positive_response.split()), len(pair.negative_response.split())],
-        "cosine": outliers.get(pair.pair_id),
-        "checks": checks if isinstance(checks, dict) else {},
-    }
+def _pair(pair: ContrastivePair, style: Style, outliers: Mapping[str, float]) -> ShownPair:
+    return ShownPair(
+        id=pair.pair_id,
+        question=pair.question,
+        positive=highlight(pair.positive_response, style),
+        negative=highlight(pair.negative_response, style),
+        markers=(style.count_markers(pair.positive_response), style.count_markers(pair.negative_response)),
+        words=(len(pair.positive_response.split()), len(pair.negative_response.split())),
+        cosine=outliers.get(pair.pair_id),
+    )
 
 
-def _provenance(vector: SteeringVector) -> dict[str, Any]:
+def _provenance(vector: SteeringVector) -> dict[str, str]:
     known, how = vector.metadata, vector.extraction_config
     found = {
         "model": vector.model_name,
@@ -226,7 +264,7 @@ def _provenance(vector: SteeringVector) -> dict[str, Any]:
         "dataset SHA-256": str(known.get("dataset_sha256"))[:16],
         "factory": known.get("factory_version"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def _matrices(ledger: Ledger, sections: Sequence[StyleSection]) -> dict[str, Markup]:
@@ -240,10 +278,8 @@ def _matrices(ledger: Ledger, sections: Sequence[StyleSection]) -> dict[str, Mar
         made["cosines"] = figures.matrix_figure("matrix-cosines", title, names, names, cosines)
     evaluated = [section for section in sections if section.answers]
     if len(evaluated) > 1:
-        rows = {
-            section.style.name: [row["answers"]["steered"]["text"] for row in section.answers] for section in evaluated
-        }
-        rows["unsteered"] = [row["answers"]["unsteered"]["text"] for row in evaluated[0].answers]
+        rows = {section.style.name: [row.answers["steered"].text for row in section.answers] for section in evaluated}
+        rows["unsteered"] = [row.answers["unsteered"].text for row in evaluated[0].answers]
         styles = [section.style for section in evaluated]
         shares = [[sum(map(style.is_shown_in, texts)) / len(texts) for style in styles] for texts in rows.values()]
         title = "Share of answers that show each style's markers"
@@ -257,12 +293,12 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def examples(page: Page, count: int = 3) -> list[dict[str, Any]]:
+def examples(page: Page, count: int = 3) -> list[AnsweredQuestion]:
     """Held-out questions that show a vector at its best: in the style only when steered, and fluent."""
     style = page.style
 
-    def worth(row: dict[str, Any]) -> tuple[bool, bool, float]:
-        steered, unsteered = row["answers"]["steered"]["text"], row["answers"]["unsteered"]["text"]
+    def worth(row: AnsweredQuestion) -> tuple[bool, bool, float]:
+        steered, unsteered = row.answers["steered"].text, row.answers["unsteered"].text
         fluent = style.is_shown_in(steered) and not is_looping(steered)
         return fluent, not style.is_shown_in(unsteered), distinct_ngrams(steered)
 

@@ -1,25 +1,19 @@
 """What is written down of a run: one frozen type for each kind of entry in its ledger.
 
-On disk an entry is the JSON object of the fields that were given (docs/design.md). An entry of an
-older version may lack fields, which then have their defaults; one of a newer version may hold more,
-which are not read.
+On disk an entry is the JSON object of the fields that were given (docs/design.md).
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import Field
+
+from factory.frozen import Record
 
 
-class RunEntry(BaseModel):
+class RunEntry(Record):
     """The base of all entries."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    def to_json(self) -> dict[str, JsonValue]:
-        """The entry as plain data: the fields that were given, no defaults."""
-        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Stamp(RunEntry):
@@ -41,12 +35,12 @@ class Written(RunEntry):
 
     key: str
     n_pairs: int
-    reasons: dict[str, int] = {}
+    reasons: dict[str, int] = Field(default_factory=dict)
     cost_usd: float = 0.0
     saved_usd: float = 0.0
     paid_calls: int = 0
     cached_calls: int = 0
-    paid_tokens: dict[str, int] = {}
+    paid_tokens: dict[str, int] = Field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
 
@@ -59,7 +53,7 @@ class Extracted(RunEntry):
 
     key: str | None
     n_pairs: int
-    reasons: dict[str, int] = {}
+    reasons: dict[str, int] = Field(default_factory=dict)
     seconds: float | None = None
     config: dict[str, Any] | None = None
     peak_memory_mib: int = 0
@@ -71,7 +65,7 @@ class Reduced(RunEntry):
     state: Literal["done"]
     vector_sha256: str
     pairs_used: int
-    reasons: dict[str, int] = {}
+    reasons: dict[str, int] = Field(default_factory=dict)
 
 
 class Ended(RunEntry):
@@ -85,7 +79,7 @@ class Ended(RunEntry):
     message: str = ""
     vector_sha256: str | None = None
     pairs_used: int | None = None
-    reasons: dict[str, int] = {}
+    reasons: dict[str, int] = Field(default_factory=dict)
     evaluation: Literal["failed"] | None = None
     verdict: str | None = None
     setting: str = ""

@@ -15,11 +15,13 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from factory.errors import ConfigError, StoreError
+from factory.evaluation.parts import PartResult, PartsDone, kind_of_part
+from factory.frozen import Record, first_fault
 from factory.pairs.styles import Style
-from factory.run.entries import Cap, Ended, Extracted, Fraction, Pause, Reduced, RunEntry, Stamp, Try, Written
+from factory.run.entries import Cap, Ended, Extracted, Fraction, Pause, Reduced, Stamp, Try, Written
 from factory.run.listing import (
     BATCHES_FILE,
     BUDGET_FILE,
@@ -46,7 +48,7 @@ from factory.teacher.faults import UNANSWERED
 
 STEPS: tuple[Step, ...] = ("written", "extracted", "reduced", "evaluated")
 STAMP = "done"  # beside an entry's own fields
-Kind = TypeVar("Kind", bound=RunEntry)
+Kind = TypeVar("Kind", bound=Record)
 
 
 class Ledger:
@@ -144,7 +146,7 @@ class Page:
         self.ledger = ledger
         self.name = name
         self.store = ledger.store
-        self._seen: dict[tuple[Step, int], RunEntry] = {}  # entries never change: each is read once
+        self._seen: dict[tuple[Step, int], Record] = {}  # entries never change: each is read once
         self._config: dict[str, Any] | None = None
 
     @property
@@ -176,11 +178,11 @@ class Page:
         """Write down that a batch went through a step, when, and in which process. Twice is once."""
         self._record(step, number, entry.to_json())
 
-    def record_part(self, number: int, part: dict[str, Any]) -> None:
+    def record_part(self, number: int, part: PartResult) -> None:
         """Write down what became of a part of the evaluation."""
-        self._record("evaluated", number, part)
+        self._record("evaluated", number, part.to_json())
 
-    def _record(self, step: Step, number: int, content: dict[str, Any]) -> None:
+    def _record(self, step: Step, number: int, content: dict[str, JsonValue]) -> None:
         stamp = Stamp(at=round(time.time(), 3), worker=f"{platform.node()}:{os.getpid()}")
         self.store.write_json(self.key(entry_file(step, number)), content | {STAMP: stamp.to_json()})
 
@@ -206,21 +208,24 @@ class Page:
         """What was written down when the vector was made, or None."""
         return self._entry("reduced", 0, Reduced)
 
-    def part(self, number: int) -> dict[str, Any] | None:
+    def part(self, number: int) -> PartResult | None:
         """What became of a part of the evaluation, or None."""
-        content: dict[str, Any] | None = self.store.read_json(self.key(entry_file("evaluated", number)))
-        return None if content is None else {name: value for name, value in content.items() if name != STAMP}
+        spec, key = self.ledger.spec.evaluation, self.key(entry_file("evaluated", number))
+        content = self.store.read_json(key) if spec else None
+        if spec is None or content is None:
+            return None
+        return _checked(self.store, key, content, kind_of_part(spec.parts[number], content))
 
-    def evaluated(self) -> dict[str, dict[str, Any]]:
-        """What became of the parts of the evaluation that are done, by name."""
+    def evaluated(self) -> PartsDone:
+        """The parts of the evaluation that are done."""
         spec = self.ledger.spec.evaluation
         parts = {name: self.part(number) for number, name in enumerate(spec.parts if spec else [])}
-        return {name: part for name, part in parts.items() if part is not None}
+        return PartsDone.of({name: part for name, part in parts.items() if part is not None})
 
-    def judged(self) -> list[dict[str, Any]]:
-        """The parts of the evaluation for which a judge was asked, who may have cost something."""
+    def judge_cost_usd(self) -> float:
+        """What the judge of the evaluation has cost, by what is written down."""
         evaluation = self.ledger.spec.evaluation
-        return list(self.evaluated().values()) if evaluation and evaluation.judge_model else []
+        return self.evaluated().cost_usd if evaluation and evaluation.judge_model else 0.0
 
     def _entry(self, step: Step, number: int, kind: type[Kind]) -> Kind | None:
         known = self._seen.get((step, number))
@@ -366,13 +371,14 @@ def _read(store: Store, key: str, kind: type[Kind]) -> Kind | None:
         StoreError: it is damaged.
     """
     content = store.read_json(key)
-    if content is None:
-        return None
+    return None if content is None else _checked(store, key, content, kind)
+
+
+def _checked(store: Store, key: str, content: object, kind: type[Kind]) -> Kind:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        found = first_fault(error)
         raise StoreError(f"{store.path(key)} is no {kind.__name__} entry: {found}. Delete it and resume") from None
 
 

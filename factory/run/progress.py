@@ -76,5 +76,4 @@ def _state_of(result: Ended | None, pause: Pause | None, *, reduced: bool, begun
 
 def spent_on(page: Page, written: Sequence[Written] | None = None) -> float:
     """What the teacher and the judge have cost, in USD, by what is written down; ``written``: what is known of it."""
-    judged = sum(float(part.get("cost_usd", 0.0)) for part in page.judged())
-    return judged + sum(entry.cost_usd for entry in (page.all_written() if written is None else written))
+    return page.judge_cost_usd() + sum(entry.cost_usd for entry in (page.all_written() if written is None else written))

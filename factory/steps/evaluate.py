@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from factory.config import Settings
 from factory.errors import StoreError, TeacherRefused
+from factory.evaluation.evaluation import Evaluation
+from factory.evaluation.figures import JudgeScores
 from factory.evaluation.judged import Scorer, make_scorer
 from factory.evaluation.spec import EvaluationSpec
 from factory.files import sha256_of
@@ -26,7 +28,6 @@ from factory.teacher.client import Payer
 from factory.teacher.writing import PATIENCE
 
 if TYPE_CHECKING:
-    from factory.evaluation.verdict import Evaluation
     from factory.vector.vector import SteeringVector
 
 
@@ -80,7 +81,7 @@ def _missing_judge(spec: EvaluationSpec) -> Scorer | None:
 
 def _silent(model: str, why: str) -> Scorer:
     """No scores, and why."""
-    return lambda questions, answers: ({"model": model, "failed": why}, 0.0)
+    return lambda questions, answers: (JudgeScores(model=model, failed=why), 0.0)
 
 
 def conclude_step(page: Page) -> None:
@@ -99,7 +100,7 @@ def conclude_step(page: Page) -> None:
         raise StoreError(f"style {page.name!r}: parts {missing} of its evaluation are missing; 'svf resume' does them")
     done = page.evaluated()
     styles = {part.style.name: part.style for part in spec.styles}
-    specificity = specificity_of(page.store.require_json(done["steered"]["answers"]), styles)
+    specificity = specificity_of(page.store.require_json(done.states["steered"].answers), styles)
     evaluation = conclude(page.style, spec.evaluation, done, specificity)
     content = add_evaluation(_vector(page), evaluation).to_pt()
     page.store.write(page.vector_key, content)
@@ -113,8 +114,8 @@ def _in_short(evaluation: Evaluation, vector_sha256: str) -> Measured:
         vector_sha256=vector_sha256,
         verdict=evaluation.verdict,
         setting=evaluation.setting.describe(),
-        unsteered=evaluation.measured["unsteered"]["share"],
-        steered=evaluation.measured["steered"]["share"],
+        unsteered=evaluation.measured["unsteered"].share,
+        steered=evaluation.measured["steered"].share,
     )
 
 

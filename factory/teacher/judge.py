@@ -8,10 +8,11 @@ here: SmolLM2 and Qwen-0.5B give 95 to everything.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from factory.errors import BadReply, PairRejected
+from factory.frozen import Frozen
 from factory.pairs.styles import Style
 from factory.teacher.client import Reply, Teacher
 from factory.teacher.gates import Verdict
@@ -49,7 +50,20 @@ def judge_prompt(style: Style, question: str, text: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: filled[found[1]], RUBRIC)
 
 
-def read_scores(reply: str) -> dict[str, int] | None:
+class Scores(Frozen):
+    """What a judge gives an answer, each from 0 to 100."""
+
+    style: int
+    coherence: int
+
+
+class Unreadable(Frozen):
+    """An answer without scores: why, or what the judge said instead."""
+
+    unreadable: str
+
+
+def read_scores(reply: str) -> Scores | None:
     """Style and coherence from a judge's reply, or None if it holds no such numbers."""
     scores: dict[str, int] = {}
     for name in ("style", "coherence"):
@@ -57,7 +71,7 @@ def read_scores(reply: str) -> dict[str, int] | None:
         if not found or int(found[1]) > 100:
             return None
         scores[name] = int(found[1])
-    return scores
+    return Scores.model_validate(scores)
 
 
 def judge_spec(spec: TeacherSpec, model: str) -> TeacherSpec:
@@ -72,8 +86,8 @@ def as_judge(teacher: Teacher, model: str) -> Teacher:
     return replace(teacher, spec=judge_spec(teacher.spec, model))
 
 
-def judge_answer(judge: Teacher, style: Style, question: str, text: str) -> tuple[dict[str, Any], Reply | None]:
-    """What the judge says of one answer (``style`` and ``coherence``, or ``unreadable``), and its reply.
+def judge_answer(judge: Teacher, style: Style, question: str, text: str) -> tuple[Scores | Unreadable, Reply | None]:
+    """What the judge says of one answer, and its reply if there was one.
 
     Raises:
         TeacherBusy, TeacherRefused: as for the teacher.
@@ -81,8 +95,8 @@ def judge_answer(judge: Teacher, style: Style, question: str, text: str) -> tupl
     try:
         reply = judge.ask(judge_prompt(style, question, text))
     except (BadReply, PairRejected) as error:  # the judge failed, not the answer
-        return {"unreadable": error.reason}, None
-    return read_scores(reply.text) or {"unreadable": reply.text[:80]}, reply
+        return Unreadable(unreadable=error.reason), None
+    return read_scores(reply.text) or Unreadable(unreadable=reply.text[:80]), reply
 
 
 def judge_pair(
@@ -93,22 +107,22 @@ def judge_pair(
     Raises:
         TeacherBusy, TeacherRefused: as for the teacher.
     """
-    figures: dict[str, object] = {}
+    said: dict[str, Scores | Unreadable] = {}
     replies: list[Reply] = []
     for side, text in (("positive", positive), ("negative", negative)):
-        figures[side], reply = judge_answer(judge, style, question, text)
+        said[side], reply = judge_answer(judge, style, question, text)
         replies += [reply] if reply else []
-    return Verdict({"judge": figures}, _weigh(figures)), replies
+    return Verdict({"judge": {side: scores.model_dump() for side, scores in said.items()}}, _weigh(said)), replies
 
 
-def _weigh(figures: dict[str, object]) -> list[str]:
+def _weigh(said: Mapping[str, Scores | Unreadable]) -> list[str]:
     reasons: list[str] = []
-    for side, scores in figures.items():
-        if not isinstance(scores, dict) or "style" not in scores:
+    for side, scores in said.items():
+        if isinstance(scores, Unreadable):
             continue
-        in_style = scores["style"] >= IN_STYLE if side == "positive" else scores["style"] <= PLAIN
+        in_style = scores.style >= IN_STYLE if side == "positive" else scores.style <= PLAIN
         if not in_style:
             reasons.append(f"judge_{side}_style")
-        if scores["coherence"] < COHERENT:
+        if scores.coherence < COHERENT:
             reasons.append(f"judge_{side}_coherence")
     return reasons

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import JsonValue, ValidationError
 
 from factory.errors import VectorError
-from factory.frozen import Frozen
+from factory.frozen import Frozen, first_fault
 
 PREFIX = "recommended_"  # of each field's name in the metadata, which users read
 
@@ -35,9 +35,8 @@ class Recommendation(Frozen):
         try:
             return cls.model_validate(found)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = PREFIX + str(first["loc"][0])
-            raise VectorError(f"metadata {name!r}: {first['msg']}, found {first['input']!r}") from None
+            found_there = error.errors()[0]["input"]
+            raise VectorError(f"metadata: {PREFIX}{first_fault(error)}, found {found_there!r}") from None
 
     def written_into(self, metadata: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         """``metadata`` with this recommendation and no other."""

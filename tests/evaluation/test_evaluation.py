@@ -16,7 +16,10 @@ from factory.config import Settings
 from factory.errors import ConfigError, StoreError
 from factory.evaluation.bootstrap import bootstrap_interval
 from factory.evaluation.cell import Cell
+from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.examiner import Examiner, evaluate, random_like
+from factory.evaluation.figures import AnswerFigures, Capability
+from factory.evaluation.parts import Answered, PartsDone, Tried
 from factory.evaluation.probe import Probe, apply_cell
 from factory.evaluation.score import gain, score
 from factory.evaluation.spec import EvaluationSpec
@@ -113,17 +116,17 @@ def test_an_interval_lies_within_the_scores_around_nothing_random(scores):
 
 def test_a_gain_is_paired_by_question():
     assert gain([1, 1, 0, 1], [0, 0, 0, 0])[0] == 0.75
-    assert gain([3, 4, 5], [1, 2, 3]) == (2.0, [2.0, 2.0])  # the same gain everywhere: no doubt
+    assert gain([3, 4, 5], [1, 2, 3]) == (2.0, (2.0, 2.0))  # the same gain everywhere: no doubt
 
 
 def test_scores_equal_naive_counting():
     style = load_style("step_by_step_reasoning")
     answers = ["Step 1: look.\nStep 2: see.", "Just prose.", "Step 1: only."]
     figures = score(answers, style, [2.0, None, 4.0])
-    assert figures["shown"] == [2, 0, 1]
-    assert figures["in_style"] == [1, 0, 0]
-    assert figures["share"] == pytest.approx(1 / 3, abs=1e-4)
-    assert figures["perplexity"] == 3.0
+    assert figures.shown == (2, 0, 1)
+    assert figures.in_style == (1, 0, 0)
+    assert figures.share == pytest.approx(1 / 3, abs=1e-4)
+    assert figures.perplexity == 3.0
 
 
 # ---- planted effects
@@ -136,8 +139,9 @@ def test_a_planted_effect_is_found_and_its_controls_do_nothing(target, planted):
     assert evaluation.effect >= 0.75
     assert evaluation.interval[0] > 0
     for control in ("unsteered", "random", "negated"):
-        assert evaluation.measured[control]["share"] <= 0.25
-    assert set(done) == set(SPEC.parts)
+        assert evaluation.measured[control].share <= 0.25
+    assert set(done.states) | {"cell-0", "cell-1", "capability"} == set(SPEC.parts)
+    assert len(done.cells) == 2
 
 
 def test_a_vector_of_nothing_is_called_so_with_advice(target, planted):
@@ -154,7 +158,8 @@ def test_the_verdict_lies_in_the_vector_and_steering_uses_it(target, planted):
     evaluation, _ = evaluate(Examiner(target, vector, style, SPEC, Store("memory://planted")))
     known = SteeringVector.from_bytes(add_evaluation(vector, evaluation).to_pt(), "x.pt")
     assert known.metadata["effect"] == evaluation.effect
-    assert known.metadata["interval"] == evaluation.interval
+    assert tuple(known.metadata["interval"]) == evaluation.interval
+    assert Evaluation.read(known.metadata) == evaluation
     steering = Steering.recommended(known)
     assert steering.strength == STRONG
     assert steering.vector.layer_indices == vector.layer_indices
@@ -201,8 +206,8 @@ def test_a_vector_that_lacks_layer_sets_of_the_sweep_is_evaluated_with_the_other
     vector, style = planted
     spec = SPEC.model_copy(update={"layer_sets": ("all", "20-29"), "cells": 4})
     evaluation, done = evaluate(Examiner(target, vector, style, spec, Store("memory://fewer")))
-    assert set(done) == set(spec.parts)
-    assert {cell["setting"]["layers"] for cell in evaluation.cells} == {"all"}
+    assert len(done.cells) == 2
+    assert {cell.setting.layers for cell in evaluation.cells} == {"all"}
 
 
 # ---- choice and verdict
@@ -211,20 +216,25 @@ STRICT = SPEC.model_copy(update={"max_loops": 0.1})
 
 
 def cell(strength, share, loops):
-    figures = {"share": share, "loops": loops, "markers": share, "distinct_4grams": 1 - loops}
-    return {"setting": Cell(strength).to_json(), "figures": figures}
+    shares = {"share": share, "loops": loops, "markers": share, "distinct_4grams": 1 - loops}
+    figures = AnswerFigures(n=1, interval=(0, 1), words=1, in_style=(1,), shown=(1,), **shares)
+    return tried(figures, Cell(strength))
+
+
+def tried(figures, setting):
+    return Tried(setting=setting, layers=(0,), figures=figures, answers="answers/0.json", openings=0, moved=0)
 
 
 def test_the_chosen_setting_gains_most_among_those_that_hardly_loop():
-    done = {"cell-0": cell(8, 1.0, 0.4), "cell-1": cell(5, 0.8, 0.1), "cell-2": cell(2, 0.3, 0.0)}
-    assert choose_cell(done, STRICT)["setting"]["strength"] == 5
-    equal = {"cell-0": cell(6, 0.9, 0.1), "cell-1": cell(5, 0.9, 0.0)}
-    assert choose_cell(equal, STRICT)["setting"]["strength"] == 5
-    looping = {"cell-0": cell(8, 1.0, 0.6), "cell-1": cell(5, 0.8, 0.3)}
-    assert choose_cell(looping, STRICT)["setting"]["strength"] == 5
+    fluent = [cell(8, 1.0, 0.4), cell(5, 0.8, 0.1), cell(2, 0.3, 0.0)]
+    assert choose_cell(fluent, STRICT).setting.strength == 5
+    equal = [cell(6, 0.9, 0.1), cell(5, 0.9, 0.0)]
+    assert choose_cell(equal, STRICT).setting.strength == 5
+    looping = [cell(8, 1.0, 0.6), cell(5, 0.8, 0.3)]
+    assert choose_cell(looping, STRICT).setting.strength == 5
 
 
-SURE, UNSURE = [0.1, 0.9], [-0.1, 0.9]
+SURE, UNSURE = (0.1, 0.9), (-0.1, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -243,17 +253,17 @@ def test_a_verdict_says_what_the_intervals_say(effect, gains, loops, verdict):
     assert verdict_of(Gains(effect, *gains), loops, 0.1)[0] == verdict
 
 
-def figures_of(texts, style):
-    return {"figures": score(texts, style)}
+def answered(texts, style):
+    return Answered(figures=score(texts, style), answers="answers/0.json")
 
 
 def measured_parts(style, n, *, steered, random, unsteered="plain"):
     """Parts of an evaluation in which each state of the model always says the same."""
     texts = {"unsteered": unsteered, "prompted": steered, "steered": steered}
-    done = {part: figures_of([text] * n, style) for part, text in texts.items()}
-    done |= {part: figures_of([random] * len(range(0, n, 2)), style) for part in ("random", "negated")}
-    tried = {"setting": Cell(2.0).to_json(), "layers": [0], "gate": []} | figures_of([steered], style)
-    return {**done, "cell-0": tried, "capability": {"n": 1, "unsteered": 1.0, "steered": 1.0}}
+    states = {part: answered([text] * n, style) for part, text in texts.items()}
+    states |= {part: answered([random] * len(range(0, n, 2)), style) for part in ("random", "negated")}
+    cells = (tried(score([steered], style), Cell(2.0)),)
+    return PartsDone(states, cells, Capability(n=1, unsteered=1.0, steered=1.0))
 
 
 def spec_of(n):
@@ -290,10 +300,10 @@ def test_a_style_without_markers_is_not_measured_and_recommends_nothing(target):
 
 def test_the_interval_of_a_share_of_none_or_all_keeps_its_width():
     style = make_style(markers=("arr",), min_markers=1)
-    low, high = score(["plain"] * 30, style)["interval"]
+    low, high = score(["plain"] * 30, style).interval
     assert low == 0
     assert 0.1 < high < 0.13  # Wilson's for 0 of 30
-    low, high = score(["arr"] * 2, style)["interval"]
+    low, high = score(["arr"] * 2, style).interval
     assert low < 0.5
     assert high == 1
 

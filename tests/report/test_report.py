@@ -14,6 +14,8 @@ from rich.console import Console
 
 from factory.commands.report import show_measured
 from factory.errors import StoreError
+from factory.evaluation.cell import Cell
+from factory.evaluation.figures import CellFigures, StateFigures
 from factory.pairs.styles import load_style
 from factory.report import figures
 from factory.report import page as page_module
@@ -164,15 +166,14 @@ def test_a_judge_s_scores_stand_beside_the_markers(target_folder, tmp_path, page
 
 
 def test_settings_that_differ_in_their_keys_alone_are_two_curves_side_by_side():
+    half = StateFigures(n=9, share=0.5, interval=(0.2, 0.8), markers=1, words=9, distinct_4grams=1, loops=0)
+    read = {"layers": [0], "figures": half, "answers": "answers/0.json", "openings": -1, "moved": 1}
     cells = [
-        {
-            "setting": {"strength": strength, "layers": "all", "n_positions": 1, "key_strength": keys},
-            "figures": {"share": 0.5, "interval": [0.2, 0.8], "loops": 0.0},
-        }
+        CellFigures.model_validate({"setting": Cell(strength, key_strength=keys), **read})
         for strength in (2.0, 4.0)
         for keys in (0.0, 0.5)
     ]
-    svg = figures.sweep_figure("sweep", {"cells": cells, "measured": {"unsteered": {"share": 0.1}}})
+    svg = figures.sweep_figure("sweep", cells, 0.1)
     texts = re.findall(r"<text[^>]*>([^<]*)", svg)
     assert {"layers all, 1 pos.", "layers all, 1 pos., keys 0.5"} <= set(texts)
     strokes = [path.split() for path in re.findall(r'd="(M \S+ \S+ \nL \S+ \S+) \n"', svg)]
@@ -192,7 +193,7 @@ def test_answers_are_side_by_side_for_every_held_out_question(ledger, page):
         assert page.count(f"<b>{question}</b>".replace("'", "&#39;")) == len(STYLES)
     rows = examples(ledger.of(STYLES[0]))
     assert len(rows) == 3
-    assert set(rows[0]["answers"]) == {"unsteered", "prompted", "steered"}
+    assert set(rows[0].answers) == {"unsteered", "prompted", "steered"}
 
 
 def test_a_run_whose_styles_are_not_evaluated_has_a_report_that_says_so(target_folder, tmp_path):
@@ -220,7 +221,7 @@ def test_every_part_of_the_run_is_in_the_timing_of_its_phase_and_its_worker(ledg
 
 
 def test_a_damaged_answer_is_named_rather_than_shown(ledger):
-    key = ledger.of(STYLES[0]).part(0)["answers"]
+    key = ledger.of(STYLES[0]).part(0).answers
     kept = ledger.store.read(key)
     try:
         ledger.store.write(key, b"{}")
@@ -273,7 +274,8 @@ def test_a_browser_shows_every_figure_and_its_filters_work(page, tmp_path, width
 
 def test_what_models_and_people_wrote_is_shown_as_it_is_on_a_terminal(ledger, monkeypatch, capsys):
     odd = "bold with [/b], arr[i] and [red]"
-    row = {"question": odd, "answers": {name: {"text": odd, "markers": 1} for name in ("unsteered", "steered")}}
+    answer = page_module.ShownAnswer(odd, odd, 1)
+    row = page_module.AnsweredQuestion(odd, dict.fromkeys(("unsteered", "steered"), answer))
     monkeypatch.setattr("factory.report.page.examples", lambda *_, **__: [row])
     show_measured(ledger, Console(width=400, highlight=False))
     assert capsys.readouterr().out.count(odd) == 3 * len(STYLES)

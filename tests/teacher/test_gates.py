@@ -8,7 +8,7 @@ from factory.pairs.dataset import load_pairs
 from factory.pairs.pair import ContrastivePair
 from factory.pairs.styles import load_style
 from factory.teacher.gates import check_answer, compare_answers, find_duplicates
-from factory.teacher.judge import judge_prompt, read_scores
+from factory.teacher.judge import Scores, judge_prompt, read_scores
 from tests.conftest import ROOT, STYLES
 
 STYLE = load_style("step_by_step_reasoning")
@@ -87,8 +87,8 @@ def test_a_nearly_repeated_answer_to_another_question_is_found():
 @pytest.mark.parametrize(
     ("reply", "scores"),
     [
-        ("style: 80\ncoherence: 90", {"style": 80, "coherence": 90}),
-        ("**Style:** 7\n**Coherence:** 100", {"style": 7, "coherence": 100}),
+        ("style: 80\ncoherence: 90", Scores(style=80, coherence=90)),
+        ("**Style:** 7\n**Coherence:** 100", Scores(style=7, coherence=100)),
         ("style: 180\ncoherence: 90", None),
         ("It is fine.", None),
     ],

@@ -104,7 +104,7 @@ def test_a_judge_who_is_away_sends_the_part_back_until_patience_ends(judged, end
         evaluate_step(ledger.of(STYLE), 0, settings)
     assert ledger.of(STYLE).part(0) is None
     evaluate_step(ledger.of(STYLE), 0, settings, patient=False)
-    assert "in time" in ledger.of(STYLE).part(0)["judged"]["failed"]
+    assert "in time" in ledger.of(STYLE).part(0).judged.failed
 
 
 def test_a_judge_whom_nobody_could_ask_or_price_is_refused_while_planning(store, tmp_path, monkeypatch):
@@ -159,9 +159,9 @@ def test_a_real_model_judges_a_part_of_an_evaluation(target_folder, store, tmp_p
     with running_llama() as base_url:
         ledger, settings = make_run(target_folder, tmp_path, store, [STYLE], changes(base_url, "smollm2"))
         evaluate_step(ledger.of(STYLE), 0, settings)
-    scores = ledger.of(STYLE).part(0)["judged"]
-    assert scores["n"] + scores["unreadable"] == len(ledger.spec.evaluation.questions)
-    assert (scores["style"] is None) == (scores["n"] == 0)
+    scores = ledger.of(STYLE).part(0).judged
+    assert scores.n + scores.unreadable == len(ledger.spec.evaluation.questions)
+    assert (scores.style is None) == (scores.n == 0)
 
 
 @pytest.mark.slow

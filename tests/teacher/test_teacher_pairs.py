@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from factory.errors import TeacherBusy
+from factory.evaluation.figures import JudgeScores
 from factory.evaluation.judged import judge_answers
 from factory.teacher.client import Payer, stored_reply
 from factory.teacher.judge import as_judge
@@ -153,7 +154,7 @@ def test_a_judge_is_asked_for_its_likeliest_scores_and_named_in_the_provenance(s
     teacher = teacher_at(bench, store, spec)
     found = judge_answers(as_judge(teacher, "judge"), STYLE, ["Why?", "How?"], ["Because.", " "], max_concurrent=2)
     assert found == (
-        {"model": "judge", "style": 50.0, "coherence": 80.0, "n": 1, "unreadable": 1},
+        JudgeScores(model="judge", style=50.0, coherence=80.0, n=1, unreadable=1),
         pytest.approx(340e-6),
     )
     assert [body["temperature"] for body in bench.bodies] == [0.0]

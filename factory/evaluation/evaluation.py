@@ -1,0 +1,58 @@
+"""An evaluation: what was found out about one vector, as it lies in the vector's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import Field, ValidationError
+
+from factory.errors import VectorError
+from factory.evaluation.cell import Cell
+from factory.evaluation.figures import Capability, CellFigures, Interval, JudgeScores, Reading, Scope, StateFigures
+from factory.frozen import Record, first_fault
+
+KEY = "evaluation"  # in the metadata
+
+
+class Evaluation(Record):
+    """What was found out about one vector.
+
+    ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
+    ``interval`` its 95 % interval; ``marker_gain`` the gain in markers per answer.
+    ``measured`` holds the figures of each state of the model, ``cells`` those of the cells that
+    answered, ``gate`` what the probe read of every cell; ``specificity`` the share of steered answers by
+    style's markers; ``judged`` a judge's scores of each state, if one was asked.
+    """
+
+    style: str
+    setting: Cell
+    layers: tuple[int, ...]
+    effect: float
+    interval: Interval
+    marker_gain: float
+    marker_interval: Interval
+    verdict: str
+    advice: str
+    measured: dict[str, StateFigures]
+    cells: tuple[CellFigures, ...]
+    gate: tuple[Reading, ...]
+    capability: Capability
+    specificity: dict[str, float]
+    settings: Scope
+    judged: dict[str, JudgeScores] = Field(default_factory=dict)
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, object]) -> Self | None:
+        """The evaluation in a vector's ``metadata``; None where there is none.
+
+        Raises:
+            VectorError: it is damaged.
+        """
+        content = metadata.get(KEY)
+        if content is None:
+            return None
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise VectorError(f"metadata {KEY!r}: {first_fault(error)}; 'svf evaluate' measures anew") from None
