@@ -100,12 +100,13 @@ def _server(
 def _load(sources: Sequence[str], model: str | None, settings: Settings) -> tuple[Target, VectorLibrary]:
     from factory.configured import load_configured_target
     from factory.serving.library import VectorLibrary
+    from factory.vector.fit import check_fits
 
     name = model or _only_model(VectorLibrary(sources))
     hide_loading_bar()
     with Console(stderr=True, highlight=False).status(f"loading {name}"):
         target = load_configured_target(name, settings)
-    library = VectorLibrary(sources, target)
+    library = VectorLibrary(sources, lambda vector: check_fits(vector, target))
     if not library.vectors and library.refused:
         raise VectorError("; ".join(library.refused.values()))
     return target, library

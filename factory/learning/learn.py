@@ -22,8 +22,8 @@ from factory.pairs.heldout import QUESTION_HASHES, asked_hashes, hash_questions
 from factory.pairs.pair import REPEATS, ContrastivePair
 from factory.target.layers import parse_layers
 from factory.target.model import Target
+from factory.vector.fit import check_fits
 from factory.vector.recommendation import Recommendation
-from factory.vector.steer import check_fits
 from factory.vector.vector import SteeringVector
 
 READS_ONE_TURN = Recipe("response_mean")  # for what makes a pair unusable: no few-shot text is read here

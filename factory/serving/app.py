@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from factory.errors import FactoryError
 from factory.log import log
 from factory.serving.engine import Busy, Engine, Failed, Generation, Piece
+from factory.serving.entry import RequestError
 from factory.serving.figures import Figures
 from factory.serving.guard import RequestGuard
 from factory.serving.library import VectorLibrary
@@ -29,12 +30,11 @@ from factory.serving.request import (
     DEFAULT_MAX_TOKENS,
     ChatRequest,
     CompletionRequest,
-    RequestError,
     steering_of,
 )
 from factory.serving.row import Sampling
 from factory.target.model import Target
-from factory.vector.steer import Steering
+from factory.vector.setting import Setting
 
 RETRY_AFTER_SECONDS = 2
 PAGE_POLICY = (
@@ -107,7 +107,7 @@ class Server:
             {
                 "name": name,
                 "layers": vector.layer_indices,
-                "strength": Steering.recommended(vector).strength,
+                "strength": Setting.recommended(vector).strength,
                 "markers": list(self.markers_of(vector.style_name)),
             }
             for name, vector in self.library.vectors.items()
@@ -153,7 +153,7 @@ class Server:
         self,
         asked: ChatRequest | CompletionRequest,
         prompt: list[int],
-        steering: tuple[Steering, ...],
+        steering: tuple[Setting, ...],
         label: str,
     ) -> OpenRequest:
         room = self.limits.max_context - len(prompt)
@@ -186,7 +186,7 @@ class OpenRequest:
         label: str,
         *,
         prompt: list[int],
-        steering: tuple[Steering, ...],
+        steering: tuple[Setting, ...],
         sampling: Sampling,
         n_answers: int,
     ) -> None:

@@ -20,7 +20,9 @@ from factory.log import log
 from factory.serving.row import Choice, Row, Sampling, Text, end_ids
 from factory.target.model import Target
 from factory.target.rows import RowCache
-from factory.vector.steer import Steering, add_vector, check_fits, positions_of, steered_cache
+from factory.vector.fit import check_fits
+from factory.vector.setting import Setting
+from factory.vector.steer import add_vector, positions_of, steered_cache
 
 PREFILL_TOKENS = 512  # read between two tokens of the others, at least one prompt
 
@@ -56,7 +58,7 @@ class Generation:
     """
 
     prompt: list[int]
-    steering: tuple[Steering, ...]
+    steering: tuple[Setting, ...]
     sampling: Sampling
     listen: Callable[[Piece | Failed], None]
     n: int = 1

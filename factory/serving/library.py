@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,9 +12,8 @@ from fsspec.core import url_to_fs
 
 from factory.errors import FactoryError, VectorError
 from factory.log import log
-from factory.target.model import Target
+from factory.vector.setting import Setting
 from factory.vector.sharing import load_shared
-from factory.vector.steer import Steering, check_fits
 from factory.vector.vector import SteeringVector
 
 ENDINGS = (".safetensors", ".pt")
@@ -26,13 +25,13 @@ Stamp = tuple[Any, ...]
 class VectorLibrary:
     """Vectors by name, the style's; of two files of one style, the files' names tell them apart.
 
-    ``sources`` are files, folders, hub ids, or fsspec URLs such as ``s3://bucket/vectors``. Without a
-    target every vector is taken; with one, those of other models are kept apart in ``refused``, with the reason.
+    ``sources`` are files, folders, hub ids, or fsspec URLs such as ``s3://bucket/vectors``. Vectors
+    that ``check`` raises for, those of other models, are kept apart in ``refused``, with the reason.
     """
 
-    def __init__(self, sources: Sequence[str], target: Target | None = None) -> None:
+    def __init__(self, sources: Sequence[str], check: Callable[[SteeringVector], None] | None = None) -> None:
         self.sources = sources
-        self.target = target
+        self.check = check
         self.vectors: dict[str, SteeringVector] = {}
         self.refused: dict[str, str] = {}
         self._loaded: dict[str, tuple[Stamp, SteeringVector | FactoryError]] = {}
@@ -78,9 +77,9 @@ class VectorLibrary:
             try:
                 if isinstance(content, FactoryError):
                     raise content
-                if self.target is not None:
-                    check_fits(content, self.target)
-                Steering.recommended(content)  # raises where what is recommended cannot be followed
+                if self.check is not None:
+                    self.check(content)
+                Setting.recommended(content)  # raises where what is recommended cannot be followed
             except FactoryError as error:
                 refused[stem] = str(error)
                 continue

@@ -6,37 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from factory.errors import FactoryError, LayerError, VectorError
 from factory.frozen import Frozen
+from factory.serving.entry import MAX_ENTRIES, RequestError, SteeringEntry, entries_of, named_settings
 from factory.serving.library import VectorLibrary
 from factory.serving.row import Sampling
 from factory.target.chat import Message
-from factory.target.layers import parse_layers
 from factory.target.model import Target
-from factory.vector.steer import Steering
+from factory.vector.setting import Setting
 
 DEFAULT_MAX_TOKENS = 1024
 MAX_CHOICES = 16
-Finite = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
-
-
-class RequestError(FactoryError):
-    """The request cannot be answered as it is; ``param`` is the field, ``code`` as OpenAI names it."""
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code
-
-
-class SteeringEntry(Frozen):
-    """One vector of a request; what is left out is as the vector's evaluation recommends."""
-
-    vector: str
-    strength: Finite | None = None
-    key_strength: Finite | None = None
-    positions: int | None = Field(None, ge=1, le=64)
-    layers: str | list[int] | None = None
 
 
 class TextPart(Frozen):
@@ -82,7 +61,7 @@ class _Request(Frozen):
     seed: int | None = None
     stop: str | list[Annotated[str, Field(min_length=1, max_length=200)]] | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    steering: list[SteeringEntry] | None = Field(None, max_length=16)
+    steering: list[SteeringEntry] | None = Field(None, max_length=MAX_ENTRIES)
     # Fields that clients send with values that change nothing.
     user: str | None = None
     presence_penalty: Literal[0] | None = None
@@ -154,47 +133,11 @@ class CompletionRequest(_Request):
         return ids
 
 
-def steering_of(request: _Request, library: VectorLibrary, target: Target) -> tuple[tuple[str, Steering], ...]:
+def steering_of(request: _Request, library: VectorLibrary, target: Target) -> tuple[tuple[str, Setting], ...]:
     """The vectors of a request, with their names: those of ``steering``, else the one that ``model`` names.
 
     Raises:
         RequestError: there is no such model or vector, or the vector lacks the layers.
     """
-    entries = request.steering
-    if request.model != target.name:
-        base, _, style = request.model.rpartition(":")
-        if base != target.name or style not in library.vectors:
-            there = ", ".join([target.name, *(f"{target.name}:{name}" for name in library.vectors)])
-            reason = library.refused.get(style) if base == target.name else None
-            raise RequestError(reason or f"there is no model {request.model!r}; there is {there}", "model", NOT_FOUND)
-        if entries is None:
-            entries = [SteeringEntry(vector=style)]
-    found = [(entry.vector, _steering(entry, library, target)) for entry in entries or ()]
-    return tuple((name, steering) for name, steering in found if steering.strength or steering.key_strength)
-
-
-NOT_FOUND = "model_not_found"
-
-
-def _steering(entry: SteeringEntry, library: VectorLibrary, target: Target) -> Steering:
-    vector = library.vectors.get(entry.vector)
-    if vector is None:
-        there = ", ".join(library.vectors) or "none"
-        reason = library.refused.get(entry.vector)
-        raise RequestError(reason or f"there is no vector {entry.vector!r}; there is {there}", "steering")
-    usual = Steering.recommended(vector)
-    try:
-        if entry.layers is None:
-            chosen = usual.vector
-        elif entry.layers == "all":
-            chosen = vector
-        else:
-            chosen = vector.at_layers(parse_layers(entry.layers, target.n_layers))
-    except (LayerError, VectorError) as error:
-        raise RequestError(str(error), "steering") from None
-    return Steering(
-        chosen,
-        strength=usual.strength if entry.strength is None else entry.strength,
-        key_strength=usual.key_strength if entry.key_strength is None else entry.key_strength,
-        n_positions=entry.positions or usual.n_positions,
-    )
+    entries = entries_of(request.model, request.steering, target.name, library)
+    return named_settings(entries, library, target.n_layers)

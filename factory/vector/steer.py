@@ -11,50 +11,24 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from factory.errors import VectorError
-from factory.log import log
 from factory.target.anatomy import KEYS_REFUSED
 from factory.target.chat import Message
 from factory.target.kv import add_to_cache, new_cache
 from factory.target.model import Target
-from factory.target.revision import are_comparable, is_same_model
-from factory.vector.recommendation import Recommendation
+from factory.vector.fit import check_fits
+from factory.vector.setting import Setting
 from factory.vector.vector import SteeringVector
 
 
 @dataclass(frozen=True)
-class Steering:
-    """A vector and how strongly it is added.
-
-    ``strength`` multiplies the values, ``key_strength`` the keys; ``n_positions`` is how many of
-    the last cached positions get the vector.
-    """
-
-    vector: SteeringVector
-    strength: float = 1.0
-    key_strength: float = 0.0
-    n_positions: int = 1
-
-    def __post_init__(self) -> None:
-        if self.n_positions < 1:
-            raise VectorError(f"n_positions is {self.n_positions}: a vector is added to 1 position or more")
-
-    @classmethod
-    def recommended(cls, vector: SteeringVector, strength: float | None = None) -> Steering:
-        """The vector with what its evaluation recommends; ``strength`` overrides its strength."""
-        best = Recommendation.read(vector.metadata) or Recommendation()
-        return cls(
-            vector.at_layers(list(best.layers)) if best.layers else vector,
-            strength=best.strength if strength is None else strength,
-            key_strength=best.key_strength,
-            n_positions=best.positions,
-        )
+class Steering(Setting):
+    """A vector and how strongly it is added, for a model that is loaded here."""
 
     @contextmanager
     def applied(self, target: Target) -> Iterator[None]:
@@ -123,40 +97,6 @@ def _prefill_steered(read: Any, target: Target, arguments: dict[str, Any], steer
     output = read(input_ids=ids[:, -1:], attention_mask=mask, position_ids=positions[:, -1:], **shared)
     output.last_hidden_state = torch.cat([before.last_hidden_state, output.last_hidden_state], dim=1)
     return output
-
-
-def check_fits(vector: SteeringVector, target: Target) -> None:
-    """Refuse a vector that was made for another model; warn where it was made from other weights of this one.
-
-    Raises:
-        VectorError: model name, layers or shapes differ; names both models.
-    """
-    shape = tuple(vector.value_vector.shape[1:])
-    fits = shape == target.shape and max(vector.layer_indices) < target.n_layers
-    made_from = vector.extraction_config.get("model_revision") or vector.metadata.get("model_revision")
-    is_comparable = are_comparable(made_from, target.revision)
-    is_same = is_comparable and made_from == target.revision
-    if fits and is_comparable and not is_same:
-        _warn_of_other_weights(vector.style_name, target.name, str(made_from), target.revision)
-    if not fits or not (is_same or is_same_model(vector.model_name, target.name)):
-        raise VectorError(
-            f"vector {vector.style_name!r} is for {vector.model_name} ({shape[0]} KV heads of {shape[1]}, layers "
-            f"{min(vector.layer_indices)}-{max(vector.layer_indices)}); the loaded model is {target.name} "
-            f"({target.shape[0]} KV heads of {target.shape[1]}, {target.n_layers} layers). Load that model or "
-            "make a vector for this one."
-        )
-
-
-@lru_cache  # once, not with every batch of answers
-def _warn_of_other_weights(style: str, model: str, made_from: str, loaded: str) -> None:
-    log.warning(
-        "vector %r was made from revision %s of %s; loaded is revision %s. It may not steer these weights: "
-        "load that revision, or make a vector for this one",
-        style,
-        made_from,
-        model,
-        loaded,
-    )
 
 
 def as_messages(prompt: str | Sequence[Message], system: str | None = None) -> list[Message]:
@@ -231,7 +171,7 @@ def steered_cache(target: Target, ids: Tensor, mask: Tensor, steering: Steering 
     return cache
 
 
-def add_vector(target: Target, cache: Any, positions: Tensor, steering: Steering) -> None:
+def add_vector(target: Target, cache: Any, positions: Tensor, steering: Setting) -> None:
     """Add the vector to ``cache``, in place; ``positions`` [batch, cached] are its rotary positions."""
     vector, n_positions = steering.vector, steering.n_positions
     if steering.key_strength:
