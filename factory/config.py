@@ -154,9 +154,12 @@ class Settings(Frozen):
         None, description="folder with YAML files of further styles; null: the built-in ones alone"
     )
     custom_questions_file: str | None = Field(
-        None, description="file of questions, one per line; null: the questions that come with svf"
+        None,
+        description="file of questions, whose pairs are added to those that exist; null: the questions of svf",
     )
-    additional_questions: list[str] = Field([], description="questions added to those of the file")
+    additional_questions: list[str] = Field(
+        [], description="further questions; their pairs are added to those that exist"
+    )
     target_model: str = Field(
         "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
         description="model to steer: hub id, folder, .gguf file or smollm2-135m-instruct",

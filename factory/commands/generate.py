@@ -46,6 +46,8 @@ def generate(job: Job) -> int:
 
     if needs_teacher:
         console.print(describe_limits(job.configuration), soft_wrap=True, markup=False)
+    for note in plan.notes:
+        console.print(note, soft_wrap=True, markup=False)
     for warning in plan.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     ledger = Ledger(job.store, plan.spec.run_id)

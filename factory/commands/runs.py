@@ -43,8 +43,8 @@ def enqueue(job: Job, batch: Path | None, as_json: bool) -> int:
     use_broker(job)
     from workers.flow.submit import submit
 
-    for warning in plan.warnings:
-        click.echo(f"warning: {warning}", err=True)
+    for line in [*plan.notes, *(f"warning: {warning}" for warning in plan.warnings)]:
+        click.echo(line, err=True)
     ledger = submit(plan, job.store)
     click.echo(json.dumps({"run": ledger.run_id, "store": job.store_url}) if as_json else ledger.run_id)
     return 0

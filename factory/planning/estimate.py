@@ -14,16 +14,10 @@ from factory.config import Settings
 from factory.evaluation.judged import count_judged
 from factory.evaluation.spec import EvaluationSpec
 from factory.pairs.styles import Style
-from factory.planning.plan import (
-    Supply,
-    asked_questions,
-    describe_asked,
-    describe_repeats,
-    merge_repeats,
-    plan_pairs,
-)
+from factory.planning.notices import describe_gaps, describe_starter, merge_repeats
 from factory.planning.reading_time import ReadingTime, estimate_reading, tokens_a_pair, usual_lengths
 from factory.planning.specify import plan_evaluation, plan_extraction, plan_teacher
+from factory.planning.supply import Supply, asked_questions, find_supply, request_style
 from factory.store import Store
 from factory.teacher.client import build_request, request_key, stored_reply
 from factory.teacher.gates import check_answer
@@ -61,7 +55,10 @@ class StyleEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take. ``reading``: seconds of one worker with the target model, without the evaluation."""
+    """What a run will take, and in ``notes`` what a person should know beside the figures.
+
+    ``reading``: seconds of one worker with the target model, without the evaluation.
+    """
 
     teacher_model: str
     requested_model: str
@@ -70,6 +67,7 @@ class Estimate:
     reading: ReadingTime
     repeated_questions: dict[str, str]
     asked_questions: dict[str, str]
+    notes: list[str]
     styles: list[StyleEstimate]
 
     @property
@@ -79,11 +77,6 @@ class Estimate:
         if any(low is None for low, _ in pairs):
             return None
         return sum(low or 0.0 for low, _ in pairs), sum(high or 0.0 for _, high in pairs)
-
-    @property
-    def notes(self) -> list[str]:
-        """What a person should know beside the figures."""
-        return [*describe_repeats(self.repeated_questions), *describe_asked(self.asked_questions)]
 
 
 @dataclass(frozen=True)
@@ -101,15 +94,15 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
         ConfigError: as for planning the run, but no key is needed.
     """
     teacher, extraction = plan_teacher(settings), plan_extraction(settings)
-    planned = plan_pairs(settings, output, limit=limit)
-    supplies = [supply for _, supply in planned]
+    requests = [request_style(settings, name, limit) for name in settings.styles]
+    supplies = [find_supply(settings, request, output) for request in requests]
     asked = asked_questions(settings, supplies)
     evaluation = plan_evaluation(settings, asked) if settings.output_config.generate_analysis_reports else None
     usual = min(teacher.max_response_tokens, likely_tokens(USUAL_ANSWER))
     styles = []
-    for style, supply in planned:
+    for request, supply in zip(requests, supplies, strict=True):
         read = tokens_a_pair(extraction, *usual_lengths(supply.pairs, usual))
-        styles.append(_estimate_style(Asking(teacher, store, usual), style, supply, evaluation, read))
+        styles.append(_estimate_style(Asking(teacher, store, usual), request.style, supply, evaluation, read))
     calls = sum(style.calls for style in styles)
     rate = settings.calls_per_minute
     n_pairs, tokens = sum(style.pairs for style in styles), sum(style.target_tokens for style in styles)
@@ -121,6 +114,7 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
         reading=estimate_reading(settings, extraction, store, n_pairs=n_pairs, tokens=tokens),
         repeated_questions=merge_repeats(supplies),
         asked_questions=asked,
+        notes=[*describe_starter(settings, supplies), *describe_gaps(settings, supplies, asked)],
         styles=styles,
     )
 

@@ -8,103 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from factory.config import Settings
 from factory.errors import ConfigError, LayerError
-from factory.files import shipped_file, today
-from factory.log import log
-from factory.pairs.dataset import dataset_path, load_dataset, load_questions
-from factory.pairs.heldout import find_asked
+from factory.files import today
 from factory.pairs.pair import ContrastivePair, cut_batches, number_batches
-from factory.pairs.repeats import SAME_QUESTION, find_repeats
-from factory.pairs.styles import Style, load_style
-from factory.planning.specify import held_out_file, plan_evaluation, plan_extraction, plan_teacher
+from factory.planning.notices import describe_gaps, describe_starter, describe_successor
+from factory.planning.specify import plan_evaluation, plan_extraction, plan_teacher
+from factory.planning.supply import asked_questions, find_supply, has_teacher, request_style
 from factory.queues import model_queue
 from factory.run.spec import BatchSpec, RunSpec, StyleRun, new_run_id
 from factory.store import Store
 from factory.target.download import count_layers
 from factory.target.layers import check_layers
-from factory.teacher.endpoint import OPENAI_KEY, find_key
+from factory.teacher.endpoint import OPENAI_KEY
 from factory.teacher.judge import judge_spec
 from factory.teacher.spec import TeacherSpec
 from factory.teacher.spending import require_price
-
-BUILT_IN_QUESTIONS = "default.txt"
 
 
 @dataclass(frozen=True)
 class Plan:
     """A run that can start: its specification and the batches of each style.
 
-    ``repeated``: questions that are not asked, each with the one that it nearly repeats. ``asked``:
-    questions of the held-out file that do not measure, as a pair asks them, each with the pair's question.
+    ``notes``: what its pairs are; ``warnings``: what a person must know before it starts. One line each.
     """
 
     spec: RunSpec
     batches: dict[str, list[BatchSpec]]
-    repeated: dict[str, str]
-    asked: dict[str, str]
+    notes: list[str]
+    warnings: list[str]
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any pair is still to be written."""
         return any(style_run.from_teacher for style_run in self.spec.styles)
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a person must know before the run starts."""
-        if not self.needs_teacher:
-            return describe_asked(self.asked)
-        asked, resolved = self.spec.teacher.requested_model, self.spec.teacher.model
-        retired = (
-            f"teacher_model {asked!r} is retired at OpenAI: {resolved!r} takes its place (strict_model forbids it)"
-        )
-        told = [retired] if asked != resolved else []
-        return [*told, *describe_repeats(self.repeated), *describe_asked(self.asked)]
-
-
-def describe_repeats(repeated: dict[str, str]) -> list[str]:
-    """Questions that are not asked because they nearly repeat others, in one line; none without any."""
-    if not repeated:
-        return []
-    return [f"questions that nearly repeat others are not asked, {len(repeated)} here: {_first_of(repeated)}"]
-
-
-def describe_asked(asked: dict[str, str]) -> list[str]:
-    """Questions that are not held out, as pairs ask them, in one line; none without any."""
-    if not asked:
-        return []
-    return [f"held-out questions that pairs ask are left out of the evaluation, {len(asked)} here: {_first_of(asked)}"]
-
-
-def _first_of(repeated: dict[str, str]) -> str:
-    question, earlier = next(iter(repeated.items()))
-    return f"{question!r} after {earlier!r}{', ...' if len(repeated) > 1 else ''}"
-
-
-@dataclass(frozen=True)
-class StyleRequest:
-    """One style that is asked for: with its own questions, or those of the run."""
-
-    style: Style
-    questions: tuple[str, ...]
-    own_questions: bool
-    limit: int | None
-
-
-@dataclass(frozen=True)
-class Supply:
-    """What a style is made from: pairs that exist, and questions that are still to be answered.
-
-    ``repeated``: questions that are not, each with the one that it nearly repeats.
-    """
-
-    metadata: dict[str, object]
-    pairs: list[ContrastivePair]
-    missing: list[str]
-    repeated: dict[str, str]
 
 
 def plan_run(
@@ -124,8 +63,9 @@ def plan_run(
             a dataset nor a key to write one, or layers that the model does not have.
     """
     _check_layers(settings)
-    requests = [_request(settings, name, limit, (questions or {}).get(name)) for name in settings.styles]
-    supplies = [_supply_of(settings, request, output) for request in requests]  # refuses before anything is written
+    own = questions or {}
+    requests = [request_style(settings, name, limit, own.get(name, ())) for name in settings.styles]
+    supplies = [find_supply(settings, request, output) for request in requests]  # refuses before anything is written
     teacher = plan_teacher(settings)
     for request, supply in zip(requests, supplies, strict=True):
         if supply.missing:
@@ -163,7 +103,9 @@ def plan_run(
         gpu_queue=model_queue(settings.target_model) if settings.gpu_queue == "model" else "gpu",
         date=today(),
     )
-    return Plan(spec, batches, merge_repeats(supplies), asked)
+    successor = describe_successor(teacher) if any(supply.missing for supply in supplies) else []
+    warnings = [*successor, *describe_gaps(settings, supplies, asked)]
+    return Plan(spec, batches, describe_starter(settings, supplies), warnings)
 
 
 def _check_layers(settings: Settings) -> None:
@@ -177,85 +119,6 @@ def _check_layers(settings: Settings) -> None:
             check_layers(layers, n_layers)
         except LayerError as error:
             raise LayerError(f"evaluation.layer_sets: {error}; name layers of this model, or 'all'") from None
-
-
-def merge_repeats(supplies: Sequence[Supply]) -> dict[str, str]:
-    """The repeated questions of all styles: most often they are the same."""
-    return {question: earlier for supply in supplies for question, earlier in supply.repeated.items()}
-
-
-def asked_questions(settings: Settings, supplies: Sequence[Supply]) -> dict[str, str]:
-    """Questions of the held-out file that a pair of the run asks, exactly or nearly: each with the pair's question."""
-    if not settings.output_config.generate_analysis_reports:
-        return {}
-    asked = dict.fromkeys(
-        question for supply in supplies for question in (*(pair.question for pair in supply.pairs), *supply.missing)
-    )
-    return find_asked(load_questions(held_out_file(settings)), asked)
-
-
-def plan_pairs(settings: Settings, output: Path, *, limit: int | None = None) -> list[tuple[Style, Supply]]:
-    """For each style the pairs that exist already, and the questions that the teacher would be asked.
-
-    Raises:
-        ConfigError: unknown style, no questions, or a damaged dataset.
-    """
-    requests = [_request(settings, name, limit, None) for name in settings.styles]
-    return [(request.style, _supply_of(settings, request, output)) for request in requests]
-
-
-def _request(settings: Settings, name: str, limit: int | None, own: list[str] | None) -> StyleRequest:
-    style = load_style(name, settings.styles_dir)
-    return StyleRequest(
-        style=style,
-        questions=tuple(own or run_questions(settings)),
-        own_questions=bool(own or settings.custom_questions_file),
-        limit=limit,
-    )
-
-
-def run_questions(settings: Settings) -> list[str]:
-    """The questions that pairs are written from: the file's, then the additional ones."""
-    file = settings.custom_questions_file or shipped_file("questions", BUILT_IN_QUESTIONS)
-    return list(dict.fromkeys([*load_questions(file), *settings.additional_questions]))
-
-
-def _existing_pairs(
-    settings: Settings, request: StyleRequest, output: Path
-) -> tuple[dict[str, object], list[ContrastivePair]]:
-    """The style's dataset: the one in the output folder, else the one that comes with the factory."""
-    if settings.regenerate_datasets:
-        return {}, []
-    name = request.style.name
-    own = dataset_path(output, name)
-    shipped = shipped_file("datasets", own.name)
-    candidates = [own] if request.own_questions else [own, shipped]
-    for path in candidates:
-        if path.is_file():
-            metadata, pairs = load_dataset(path)
-            log.info("style %s: using the dataset %s", name, path)
-            return metadata, pairs
-    return {}, []
-
-
-def _supply_of(settings: Settings, request: StyleRequest, output: Path) -> Supply:
-    """Which pairs of a dataset are used, and which questions are still to be answered."""
-    metadata, pairs = _existing_pairs(settings, request, output)
-    chosen = list(pairs[: request.limit])
-    if pairs and not settings.extend:
-        return Supply(metadata, chosen, [], {})
-    answered = dict.fromkeys(pair.question for pair in pairs)
-    missing = [question for question in request.questions if question not in answered]
-    repeated = _repeated_questions((*answered, *missing), len(answered))
-    room = None if request.limit is None else max(0, request.limit - len(chosen))
-    return Supply(metadata, chosen, [question for question in missing if question not in repeated][:room], repeated)
-
-
-@lru_cache(maxsize=8)  # most often all styles have the same questions
-def _repeated_questions(questions: tuple[str, ...], n_answered: int) -> dict[str, str]:
-    """Questions that nearly repeat earlier ones; the first ``n_answered`` have their pairs and stay."""
-    repeats = find_repeats(questions, SAME_QUESTION, numbers_tell=True)
-    return {questions[at]: questions[twin] for at, twin in repeats.items() if at >= n_answered}
 
 
 def _batch_specs(
@@ -274,7 +137,7 @@ def _batch_specs(
 
 
 def _require_key(settings: Settings, style: str) -> None:
-    if find_key(settings.base_url, settings.api_key_env) is None:
+    if not has_teacher(settings):
         variable = settings.api_key_env or OPENAI_KEY
         raise ConfigError(
             f"style {style!r} has no dataset, and there is no API key to write one. Either set {variable} (or "
@@ -284,7 +147,7 @@ def _require_key(settings: Settings, style: str) -> None:
 
 def _require_judge(settings: Settings, judge: TeacherSpec) -> None:
     """Refuse an evaluation by a judge whom this machine could not ask, or whose price nobody knows."""
-    if find_key(settings.base_url, settings.api_key_env) is None:
+    if not has_teacher(settings):
         variable = settings.api_key_env or OPENAI_KEY
         raise ConfigError(
             f"evaluation.judge_model is {judge.model!r}, and there is no API key to ask it: set {variable} (or "

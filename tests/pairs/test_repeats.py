@@ -16,7 +16,8 @@ from factory.pairs.dataset import load_dataset
 from factory.pairs.pair import ContrastivePair
 from factory.pairs.repeats import SAME_ANSWER, SAME_QUESTION, SHELF, are_alike, find_repeats, words_of
 from factory.pipeline import build_vector
-from factory.planning.plan import plan_pairs, plan_run
+from factory.planning.plan import plan_run
+from factory.planning.supply import find_supply, request_style
 from factory.run.artifacts import put_pairs
 from factory.run.entries import Written
 from factory.run.ledger import Ledger
@@ -136,7 +137,9 @@ def test_a_question_that_repeats_another_is_not_asked_and_said_once(store, tmp_p
         "questions that nearly repeat others are not asked, 2 here: "
         "'How do the birds fly' after 'How do birds fly?', ..."
     ]
-    assert plan_pairs(settings, tmp_path)[0][1].missing == asked(plan)
+    assert find_supply(settings, request_style(settings, "step_by_step_reasoning", None), tmp_path).missing == asked(
+        plan
+    )
 
 
 def test_a_bound_on_pairs_counts_only_questions_that_are_asked(store, tmp_path):

@@ -109,7 +109,9 @@ def test_extending_keeps_the_batches_there_are_and_adds_new_ones(store, tmp_path
     own = Settings(
         styles=["step_by_step_reasoning"], base_url="http://127.0.0.1:1/v1", additional_questions=["Why do cats purr?"]
     )
-    before = plan_run(own, store, tmp_path).batches["step_by_step_reasoning"]
+    before = plan_run(own.model_copy(update={"additional_questions": []}), store, tmp_path).batches[
+        "step_by_step_reasoning"
+    ]
     after = plan_run(own.model_copy(update={"extend": True}), store, tmp_path).batches["step_by_step_reasoning"]
     assert after[: len(before)] == before
     added = [question for batch in after[len(before) :] for question in batch.questions]

@@ -11,8 +11,10 @@ from factory.errors import ConfigError, DatasetError, LayerError, UnknownStyle
 from factory.files import shipped_file
 from factory.pairs.dataset import format_dataset, load_pairs
 from factory.pairs.pair import ContrastivePair, number_batches
-from factory.planning.plan import plan_run, run_questions
+from factory.planning.estimate import estimate_run
+from factory.planning.plan import plan_run
 from factory.planning.specify import resolve_model
+from factory.planning.supply import run_questions
 from factory.run.artifacts import get_pairs
 from factory.store import Store
 from factory.target.download import count_layers
@@ -96,13 +98,66 @@ def test_extending_keeps_every_old_batch_and_adds_the_missing_questions(store, t
     assert added == run_questions(settings())
 
 
-def test_own_questions_set_the_shipped_pairs_aside(store, tmp_path):
-    file = tmp_path / "mine.txt"
-    file.write_text("Mine?\n")
-    local = {"base_url": "http://127.0.0.1:1/v1"}
-    plan = plan_run(settings(custom_questions_file=str(file), **local), store, tmp_path)
-    assert plan.batches[STYLE][0].questions == ("Mine?",)
-    plan = plan_run(settings(**local), store, tmp_path, questions={STYLE: ["Only here?"]})
+def questions_file(folder, *questions):
+    file = folder / "mine.txt"
+    file.write_text("\n".join(questions) + "\n")
+    return str(file)
+
+
+@pytest.mark.parametrize("source", ["additional_questions", "custom_questions_file"])
+def test_questions_that_a_person_names_get_pairs_beside_the_starter_pairs(store, tmp_path, source):
+    questions = ["Mine?", "And mine?"]
+    given = {source: questions_file(tmp_path, *questions) if source == "custom_questions_file" else questions}
+    plan = plan_run(settings(base_url="http://127.0.0.1:1/v1", **given), store, tmp_path)
+    assert sum(batch.n_pairs for batch in plan.batches[STYLE]) == 50
+    assert plan.batches[STYLE][-1].questions == tuple(questions)
+    assert "regenerate_datasets: true" in plan.notes[0]
+    alone = plan_run(
+        settings(base_url="http://127.0.0.1:1/v1", regenerate_datasets=True, **given), store, tmp_path, limit=2
+    )
+    assert alone.notes == []
+    assert alone.batches[STYLE][0].pairs_key is None
+
+
+@pytest.mark.parametrize("has_own_dataset", [False, True])
+@pytest.mark.parametrize("source", ["additional_questions", "custom_questions_file", "--extend"])
+def test_without_a_key_a_run_says_how_many_named_questions_it_leaves_out(store, tmp_path, source, has_own_dataset):
+    if has_own_dataset:
+        own_dataset(tmp_path)
+    given = {
+        "additional_questions": {"additional_questions": ["Mine?", "And mine?"]},
+        "custom_questions_file": {"custom_questions_file": questions_file(tmp_path, "Mine?", "And mine?")},
+        "--extend": {"extend": True},
+    }[source]
+    plan = plan_run(settings(**given), store, tmp_path)
+    assert not plan.needs_teacher
+    assert sum(batch.n_pairs for batch in plan.batches[STYLE]) == (20 if has_own_dataset else 48)
+    n_lacking = 2 if source != "--extend" else len(run_questions(settings())) - 48 * (not has_own_dataset)
+    told = [line for line in plan.warnings if "OPENAI_API_KEY" in line]
+    assert [line.split(" of ")[0] for line in told] == ([f"{n_lacking} questions"] if n_lacking else [])
+    found = estimate_run(settings(**given), store, tmp_path)
+    assert found.styles[0].to_write == 0
+    assert found.notes == [*plan.notes, *plan.warnings]
+
+
+def test_a_limit_that_leaves_no_room_for_named_questions_is_said(store, tmp_path):
+    given = settings(base_url="http://127.0.0.1:1/v1", additional_questions=["Mine?"])
+    assert plan_run(given, store, tmp_path, limit=49).warnings == []
+    (warning,) = plan_run(given, store, tmp_path, limit=8).warnings
+    assert "limit before 1 question of additional_questions" in warning
+
+
+def test_a_run_on_starter_pairs_says_so_in_one_line_and_how_to_have_ones_own(store, tmp_path):
+    (note,) = plan_run(settings(), store, tmp_path).notes
+    assert "starter pairs" in note
+    assert "--questions" in note
+    assert "OPENAI_API_KEY" in note
+    own_dataset(tmp_path)
+    assert plan_run(settings(), store, tmp_path).notes == []
+
+
+def test_questions_of_one_style_alone_set_the_starter_pairs_aside(store, tmp_path):
+    plan = plan_run(settings(base_url="http://127.0.0.1:1/v1"), store, tmp_path, questions={STYLE: ["Only here?"]})
     assert plan.batches[STYLE][0].questions == ("Only here?",)
 
 

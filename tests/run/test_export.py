@@ -117,10 +117,8 @@ def test_no_copy_of_an_old_dataset_takes_the_place_of_an_earlier_one(tmp_path):
 
 @pytest.mark.parametrize("regenerate", [False, True])
 def test_a_dataset_that_came_after_the_plan_is_replaced_only_where_that_was_asked(tmp_path, store, regenerate):
-    questions = tmp_path / "questions.txt"
-    questions.write_text("Why is it so?\nWhat is new?\n")
-    given = {"styles": [STYLE], "base_url": "http://127.0.0.1:1/v1", "custom_questions_file": str(questions)}
-    plan = plan_run(Settings(**given, regenerate_datasets=regenerate), store, tmp_path)
+    given = Settings(styles=[STYLE], base_url="http://127.0.0.1:1/v1", regenerate_datasets=regenerate)
+    plan = plan_run(given, store, tmp_path, questions={STYLE: ["Why is it so?", "What is new?"]})
     ledger = Ledger(store, plan.spec.run_id)
     ledger.create(plan.spec, plan.batches)
     (batch,) = ledger.of(STYLE).batches

@@ -1,0 +1,89 @@
+"""What a person is told of a run's pairs and questions before it starts, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from factory.config import Settings
+from factory.planning.supply import Supply, has_teacher
+from factory.teacher.endpoint import OPENAI_KEY
+from factory.teacher.spec import TeacherSpec
+
+
+def describe_gaps(settings: Settings, supplies: Sequence[Supply], asked: dict[str, str]) -> list[str]:
+    """Questions that are not asked, or not held out, and why."""
+    return [
+        *describe_unasked(settings, supplies),
+        *describe_repeats(merge_repeats(supplies)),
+        *describe_asked(asked),
+    ]
+
+
+def describe_successor(teacher: TeacherSpec) -> list[str]:
+    """That another model answers than the one that was asked for; nothing where it is the same."""
+    if teacher.requested_model == teacher.model:
+        return []
+    return [
+        f"teacher_model {teacher.requested_model!r} is retired at OpenAI: {teacher.model!r} takes its place "
+        "(strict_model forbids it)"
+    ]
+
+
+def describe_starter(settings: Settings, supplies: Sequence[Supply]) -> list[str]:
+    """That starter pairs are used, and how to have one's own written; nothing where none are."""
+    starters = [supply for supply in supplies if supply.is_starter]
+    if not starters:
+        return []
+    used = "pairs: the starter pairs that come with svf"
+    if any(supply.missing for supply in starters):
+        return [f"{used}, and new ones of your questions; regenerate_datasets: true leaves the starter pairs out"]
+    key = "" if has_teacher(settings) else f" and {settings.api_key_env or OPENAI_KEY} (or base_url)"
+    return [f"{used}; a teacher adds pairs of your own questions: --questions FILE{key}"]
+
+
+def describe_unasked(settings: Settings, supplies: Sequence[Supply]) -> list[str]:
+    """How many questions that a person named get no pair in this run, why, and what to do; nothing without any."""
+    n_unasked = len({question for supply in supplies for question in supply.unasked})
+    if not n_unasked:
+        return []
+    many = f"{n_unasked} question{'s' * (n_unasked != 1)} of {_source(settings)}"
+    if has_teacher(settings):
+        return [f"the pairs that exist reach the limit before {many}: a higher --limit has them written"]
+    variable = settings.api_key_env or OPENAI_KEY
+    return [
+        f"{many} have no pair, and there is no API key to have one written: this run goes on without them. "
+        f"Set {variable} (or base_url for a server of your own), and the teacher writes their pairs"
+    ]
+
+
+def _source(settings: Settings) -> str:
+    named = [
+        "custom_questions_file" if settings.custom_questions_file else "",
+        "additional_questions" if settings.additional_questions else "",
+        "--extend" if settings.extend and not settings.custom_questions_file else "",
+    ]
+    return " and ".join(filter(None, named)) or "a style's own"
+
+
+def describe_repeats(repeated: dict[str, str]) -> list[str]:
+    """Questions that are not asked because they nearly repeat others, in one line; none without any."""
+    if not repeated:
+        return []
+    return [f"questions that nearly repeat others are not asked, {len(repeated)} here: {_first_of(repeated)}"]
+
+
+def describe_asked(asked: dict[str, str]) -> list[str]:
+    """Questions that are not held out, as pairs ask them, in one line; none without any."""
+    if not asked:
+        return []
+    return [f"held-out questions that pairs ask are left out of the evaluation, {len(asked)} here: {_first_of(asked)}"]
+
+
+def _first_of(repeated: dict[str, str]) -> str:
+    question, earlier = next(iter(repeated.items()))
+    return f"{question!r} after {earlier!r}{', ...' if len(repeated) > 1 else ''}"
+
+
+def merge_repeats(supplies: Sequence[Supply]) -> dict[str, str]:
+    """The repeated questions of all styles: most often they are the same."""
+    return {question: earlier for supply in supplies for question, earlier in supply.repeated.items()}
