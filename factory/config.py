@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from factory.errors import ConfigError
 from factory.files import read_written
 from factory.frozen import Frozen
+from factory.learning.spec import Learning
 from factory.pairs.pair import BATCH_SIZE, N_SHOTS
 from factory.teacher.endpoint import check_address, tidy_address
 
@@ -91,6 +92,15 @@ class EvaluationSettings(Frozen):
     )
     max_new_tokens: int = Field(96, ge=8, description="longest answer to a held-out question, in tokens")
     judge_model: str | None = Field(None, description="model that scores answers for style and coherence; null: none")
+
+
+class LearningSettings(Learning):
+    """Whether a run learns its vectors from the means, and how."""
+
+    rounds: int = Field(0, ge=0, description="rounds of learning, at most; 0: the vector is the mean")
+    strengths: list[float] = Field(
+        [0.7, 1.0, 1.3], min_length=1, description="strengths of a learned vector in the sweep, instead of evaluation's"
+    )
 
 
 class Pricing(Frozen):
@@ -183,6 +193,7 @@ class Settings(Frozen):
     threads: int | None = Field(None, ge=1, description="CPU threads of the target model; null: all cores")
     extraction_config: ExtractionSettings = Field(ExtractionSettings(), description="see below")
     output_config: OutputSettings = Field(OutputSettings(), description="see below")
+    learning: LearningSettings = Field(LearningSettings(), description="see below")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="see below")
     broker_url: str | None = Field(None, description="address of the Redis or Valkey broker, redis:// or rediss://")
     store: str | None = Field(
@@ -291,6 +302,7 @@ def load_configuration(
 
     Without ``path`` the file is ``FACTORY_CONFIG``, else ``config.yaml`` here if there is one. A
     section's key is ``FACTORY_EXTRACTION_CONFIG__RECIPE``; values are read as YAML, but text as it stands.
+    Among ``flags`` it is ``extraction_config.recipe``.
 
     Raises:
         ConfigError: missing file, unknown key (names the nearest), wrong type.
@@ -299,7 +311,7 @@ def load_configuration(
     origins: dict[str, str] = {}
     file = _find_file(path or environment.get("FACTORY_CONFIG"))
     sources = [_file_layer(file) if file else [], _environment_layer(environment)]
-    sources.append([("flag --" + key.replace("_", "-"), (key,), value) for key, value in (flags or {}).items()])
+    sources.append(_flag_layer(flags or {}))
     for layer in sources:
         for origin, keys, value in layer:
             _set(merged, keys, value)
@@ -351,6 +363,11 @@ def _file_layer(file: Path) -> Layer:
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{file} should hold 'key: value' lines, found {type(content).__name__}")
     return [(str(file), keys, value) for keys, value in _flatten(content or {})]
+
+
+def _flag_layer(flags: Mapping[str, Any]) -> Layer:
+    keys = {key: tuple(key.split(".")) for key in flags}
+    return [("flag --" + keys[key][-1].replace("_", "-"), keys[key], value) for key, value in flags.items()]
 
 
 def _flatten(content: dict[str, Any]) -> list[tuple[tuple[str, ...], Any]]:

@@ -12,7 +12,7 @@ from factory.config import Settings, load_configuration, load_settings
 from factory.errors import ConfigError
 from tests.conftest import ROOT
 
-SECTIONS = ("extraction_config", "output_config", "evaluation")
+SECTIONS = ("extraction_config", "output_config", "learning", "evaluation")
 
 
 def config_file(tmp_path, text):

@@ -12,6 +12,7 @@ from factory.log import log
 from factory.run.ledger import Page
 from factory.steps.evaluate import evaluate_step, give_up_evaluation
 from factory.steps.extract import extract_step
+from factory.steps.learn import give_up_learning, learn_part_step
 from workers.flow.task import LONGEST_TROUBLE, come_back, run_batch, run_guarded
 
 
@@ -19,6 +20,16 @@ from workers.flow.task import LONGEST_TROUBLE, come_back, run_batch, run_guarded
 def extract_batch(task: Task, run: str, style: str, number: int) -> None:
     """Read one batch of pairs and keep its differences."""
     run_batch(task, run, style, number, extract_step)
+
+
+@shared_task(bind=True)
+def learn_part(task: Task, run: str, style: str, place: int) -> None:
+    """Read one part of a round of learning and keep its gradient. ``place``: 1000 x round + part."""
+
+    def learn(page: Page, settings: Settings) -> None:
+        learn_part_step(page, place, settings)
+
+    run_guarded(task, run, style, learn, give_up_learning, number=place)
 
 
 @shared_task(bind=True, max_retries=None)

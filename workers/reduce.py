@@ -12,26 +12,38 @@ from factory.config import Settings
 from factory.log import log
 from factory.run.entries import Ended
 from factory.run.ledger import Page
+from factory.run.listing import RESULT_FILE, chord_file
 from factory.steps.evaluate import conclude_step, give_up_evaluation
+from factory.steps.learn import give_up_learning, missing_places, next_round, take_round_step
 from factory.steps.reduce import reduce_step
-from workers.flow.chord import Chord, send_chord
+from workers.flow.chord import Chord, retire_chord, send_chord
+from workers.flow.order import CHECKS, SWEEP, end_before_round, round_name
 from workers.flow.task import run_guarded, step_of
-from workers.gpu import evaluate_part
+from workers.gpu import evaluate_part, learn_part
 
 PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError)
 
 
 @shared_task(bind=True)
 def reduce_vector(task: Task, results: list[None], run: str, style: str) -> None:
-    """Average a style's differences into its vector. ``results`` say only that the header is done."""
+    """Average a style's differences into its mean. ``results`` say only that the header is done."""
 
     def reduce(page: Page, _: Settings) -> None:
         reduce_step(page)
-        if page.ledger.spec.evaluation and not page.result:
-            body = check_choice.s(run, style).on_error(report_failure.s(run=run, style=style))
-            _send_parts(page, body, checks=False)
+        _go_on(page)
 
     run_guarded(task, run, style, reduce, _end_badly)
+
+
+@shared_task(bind=True)
+def take_round(task: Task, results: list[None], run: str, style: str, number: int) -> None:
+    """Take the step of a round of learning, whose parts are read."""
+
+    def take(page: Page, _: Settings) -> None:
+        take_round_step(page, number)
+        _go_on(page)
+
+    run_guarded(task, run, style, take, _end_badly, number=number)
 
 
 @shared_task(bind=True)
@@ -57,9 +69,39 @@ def conclude_evaluation(task: Task, results: list[None], run: str, style: str) -
 
 def _end_badly(page: Page, reason: str) -> None:
     """End a style for ``reason``: with its vector, if there is one, else as failed."""
-    give_up_evaluation(page, reason)
+    if next_round(page) is None:
+        give_up_evaluation(page, reason)
+    else:
+        give_up_learning(page, reason)
     if not page.result:
         page.finish(Ended(state="failed", message=reason))
+
+
+def _go_on(page: Page) -> None:
+    """Send what comes after a style's mean: the rounds of learning, one by one, then its evaluation."""
+    if page.result:
+        return
+    run, style = page.ledger.run_id, page.name
+    number = next_round(page)
+    if number is not None:
+        _send_round(page, number)
+    elif page.ledger.spec.evaluation:
+        body = check_choice.s(run, style).on_error(report_failure.s(run=run, style=style))
+        _send_parts(page, body, checks=False)
+
+
+def _send_round(page: Page, number: int) -> None:
+    """Send the parts of a round that are not read yet, with its step behind them; the round before is forgotten.
+
+    A body may run twice, and must not send a round that is under way: the guard looks after what is written down.
+    """
+    run, style, queue = page.ledger.run_id, page.name, page.ledger.spec.gpu_queue
+    if page.chord(round_name(number)) is None:
+        header = [learn_part.si(run, style, place).set(queue=queue) for place in missing_places(page, number)]
+        body = take_round.s(run, style, number).on_error(report_failure.s(run=run, style=style))
+        send_chord(page, Chord(round_name(number), header, body, end_before_round(page, number + 1)))
+    if number:
+        retire_chord(page, round_name(number - 1))
 
 
 def _send_parts(page: Page, body: Signature, *, checks: bool) -> None:
@@ -67,8 +109,10 @@ def _send_parts(page: Page, body: Signature, *, checks: bool) -> None:
     numbers = page.missing_parts(checks=checks)
     queue = page.ledger.spec.gpu_queue
     header = [evaluate_part.si(page.ledger.run_id, page.name, number).set(queue=queue) for number in numbers]
-    chord = Chord("checks", header, body) if checks else Chord("sweep", header, body, before="checks")
-    send_chord(page, chord)
+    if checks:
+        send_chord(page, Chord(CHECKS, header, body, (RESULT_FILE,)))
+    else:
+        send_chord(page, Chord(SWEEP, header, body, (chord_file(CHECKS),)))
 
 
 def _is_final(failed: AsyncResult) -> bool:

@@ -70,6 +70,7 @@ def job_options(command: Command) -> Command:
     @output_option
     @click.option("--questions", type=click.Path(path_type=Path), help="File with questions, one a line.")
     @click.option("--limit", type=click.IntRange(min=1), help="At most this many pairs a style.")
+    @click.option("--rounds", type=click.IntRange(min=0), help="Rounds of learning, at most; 0: vectors stay means.")
     @click.option("--extend", is_flag=True, default=None, help="Add pairs for questions that a dataset lacks.")
     @functools.wraps(command)
     def wrapped(
@@ -82,12 +83,14 @@ def job_options(command: Command) -> Command:
         output: Path,
         questions: Path | None,
         limit: int | None,
+        rounds: int | None,
         extend: bool | None,
         **rest: Any,
     ) -> Any:
         flags = {
             "styles": _style_names((*styles, *more_styles)) or None,
             "custom_questions_file": str(questions) if questions else None,
+            "learning.rounds": rounds,
             "extend": extend,
         }
         given = {key: value for key, value in flags.items() if value is not None}

@@ -45,6 +45,8 @@ def export_done(job: Job, ledger: Ledger, states: list[StyleProgress], console: 
             continue
         paths.append(export_style(ledger.of(state.style), job.output, job.settings.output_config))
         _say(console, (state.style, "green"), f": {state.extracted} pairs -> {paths[-1]}")
+        if state.message and not ledger.spec.evaluation:  # else it stands among what was measured
+            _say(console, (state.style, "yellow"), f": {state.message}")
     return paths
 
 

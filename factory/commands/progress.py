@@ -20,6 +20,14 @@ POLL = 0.5  # s
 SAID_EVERY = 10.0  # s between lines where there is no terminal for bars
 ENDED = ("done", "failed")
 HELD = ("paused", "budget_stopped")
+MARKS = {
+    "waiting": "[dim]·",
+    "running": "[cyan]>",
+    "learning": "[cyan]~",
+    "evaluating": "[cyan]?",
+    "done": "[green]+",
+    "failed": "[red]x",
+}
 
 
 Meters = Callable[[], Mapping[str, Paid]]  # the calls of each style so far, as workers count them
@@ -95,15 +103,16 @@ def _watch_in_lines(ledger: Ledger, console: Console, check: Callable[[], None],
 def _show(bars: Progress, row: TaskID, state: StyleProgress, calls: int) -> None:
     if bars.tasks[row].finished:
         return
-    marks = {"waiting": "[dim]·", "running": "[cyan]>", "evaluating": "[cyan]?", "done": "[green]+", "failed": "[red]x"}
-    total = 2 * state.pairs + state.parts
-    so_far = state.written + state.extracted + state.evaluated
+    total = 2 * state.pairs + state.rounds + state.parts
+    so_far = state.written + state.extracted + state.learned + state.evaluated
+    if state.state == "evaluating":
+        so_far += state.rounds - state.learned  # learning may stop before its last round
     complete = total if state.state in ("done", "failed") else min(total - 1, so_far)
     bars.update(
         row,
         total=total,
         completed=complete,
-        mark=marks.get(state.state, "[yellow]!"),
+        mark=MARKS.get(state.state, "[yellow]!"),
         note=describe_progress(state, calls),
     )
 
@@ -112,6 +121,8 @@ def describe_progress(state: StyleProgress, calls: int = 0) -> str:
     """A style's progress in a few words; ``calls``: of the teacher that were answered."""
     if state.state in HELD:
         return f"{state.state}: {state.written}/{state.pairs} pairs written"
+    if state.state == "learning":
+        return _describe_learning(state)
     if state.state == "evaluating":
         return f"evaluating, {state.evaluated}/{state.parts} parts"
     words = f"{state.extracted}/{state.pairs} pairs extracted"
@@ -123,6 +134,13 @@ def describe_progress(state: StyleProgress, calls: int = 0) -> str:
     if state.spent_usd:
         words += f", ${state.spent_usd:.4f}"
     return words
+
+
+def _describe_learning(state: StyleProgress) -> str:
+    words = f"learning, {state.learned}/{state.rounds} rounds"
+    if state.loss is not None:
+        words += f", loss {state.loss:.3f}"
+    return words if state.validation is None else f"{words}, validation {state.validation:.3f}"
 
 
 def snapshot(ledger: Ledger, meters: Meters = nothing_known) -> dict[str, object]:

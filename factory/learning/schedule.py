@@ -35,7 +35,8 @@ class Schedule:
     def of(cls, pairs: Sequence[ContrastivePair], learning: Learning) -> Schedule:
         """Cut ``pairs``; which ones validate does not depend on their order."""
         ordered = _shuffled(pairs, f"{learning.seed} validation")
-        n_validating = round(learning.validation_share * len(pairs)) if len(pairs) >= FEWEST else 0
+        share = round(learning.validation_share * len(pairs)) if len(pairs) >= FEWEST else 0
+        n_validating = min(share, learning.validation_limit)
         return cls(learning, tuple(ordered[n_validating:]), tuple(ordered[:n_validating]))
 
     def parts(self, number: int) -> list[Part]:

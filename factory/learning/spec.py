@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from math import ceil
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from factory.frozen import Frozen
 
 Objective = Literal["likelihood", "preference", "stay"]
+PLACES = 1000  # that a round has for its parts in a run's ledger
 
 
 class Learning(Frozen):
@@ -17,16 +19,30 @@ class Learning(Frozen):
     The defaults follow a prototype on a 135M model; they are not tuned.
     """
 
-    rounds: int = Field(60, ge=0)  # at most; 0: the vector stays the mean
-    pairs_per_round: int = Field(8, ge=1)
-    pairs_per_part: int = Field(4, ge=1)  # read in one pass, and so by one task
-    rate: float = Field(0.03, gt=0)
-    objective: Objective = "likelihood"
-    penalty: float = Field(0.2, ge=0)  # weight of the divergence in "stay"
-    response_tokens: int = Field(72, ge=1)
-    start_values: float = 1.5  # what the start vector's values and keys are multiplied by
-    start_keys: float = 0.8
-    validation_share: float = Field(0.17, ge=0, le=0.5)  # of the pairs: not learned from, they stop the learning
-    validate_every: int = Field(6, ge=1)  # rounds
-    patience: int = Field(4, ge=1)  # validations without gain before learning stops
-    seed: int = Field(0, ge=0)
+    rounds: int = Field(60, ge=0, description="rounds of learning, at most; 0: the vector stays the mean")
+    pairs_per_round: int = Field(8, ge=1, description="pairs from which a round learns")
+    pairs_per_part: int = Field(4, ge=1, description="pairs that are read in one pass, and so by one task")
+    rate: float = Field(0.03, gt=0, description="learning rate of Adam")
+    objective: Objective = Field(
+        "likelihood",
+        description="what learning makes smaller: likelihood, preference (of the positive response over the negative "
+        "one), or stay (likelihood, and staying close to the unsteered model where the style does not matter)",
+    )
+    penalty: float = Field(0.2, ge=0, description="weight of staying close in the objective stay")
+    response_tokens: int = Field(72, ge=1, description="first tokens of a response that are learned from")
+    start_values: float = Field(1.5, description="what the mean's values are multiplied by where learning begins")
+    start_keys: float = Field(0.8, description="what the mean's keys are multiplied by where learning begins")
+    validation_share: float = Field(
+        0.17, ge=0, le=0.5, description="share of the pairs that are not learned from, and that stop the learning"
+    )
+    validation_limit: int = Field(64, ge=0, description="number of such pairs, at most")
+    validate_every: int = Field(6, ge=1, description="rounds between two validations")
+    patience: int = Field(4, ge=1, description="validations without a gain after which learning stops")
+    seed: int = Field(0, ge=0, description="seed of the draw of pairs")
+
+    @model_validator(mode="after")
+    def _has_places(self) -> Self:
+        parts = ceil(self.pairs_per_round / self.pairs_per_part) + ceil(self.validation_limit / self.pairs_per_part)
+        if parts > PLACES:
+            raise ValueError(f"a round may have {PLACES} parts, found {parts}: take more pairs_per_part")
+        return self

@@ -74,7 +74,7 @@ class State:
         header = {"round": self.round, "best_round": self.best_round, "curve": list(self.curve)}
         names = ("vector", "mean", "square", "best")
         tensors = {name: getattr(self, name).clone().contiguous() for name in names}
-        return save(tensors, metadata={"state": json.dumps(header, sort_keys=True)})
+        return save(tensors, metadata={"state": json.dumps(header)})  # unsorted: a vector's bytes tell the order
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> State:

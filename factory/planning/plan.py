@@ -15,7 +15,7 @@ from factory.errors import ConfigError, LayerError
 from factory.files import today
 from factory.pairs.pair import ContrastivePair, cut_batches, number_batches
 from factory.planning.notices import describe_gaps, describe_starter, describe_successor
-from factory.planning.specify import plan_evaluation, plan_extraction, plan_teacher
+from factory.planning.specify import plan_evaluation, plan_extraction, plan_learning, plan_teacher
 from factory.planning.supply import asked_questions, find_supply, has_teacher, request_style
 from factory.queues import model_queue
 from factory.run.spec import BatchSpec, RunSpec, StyleRun, new_run_id
@@ -95,6 +95,7 @@ def plan_run(
         styles=tuple(style_runs),
         extraction=plan_extraction(settings),
         teacher=teacher,
+        learning=plan_learning(settings),
         evaluation=evaluation,
         max_failed_fraction=settings.max_failed_fraction,
         min_pairs=settings.min_pairs,

@@ -9,6 +9,7 @@ from factory.errors import ConfigError
 from factory.evaluation.spec import EvaluationSpec
 from factory.extraction.spec import ExtractionSpec
 from factory.files import shipped_file
+from factory.learning.spec import Learning
 from factory.pairs.dataset import load_questions
 from factory.teacher.spec import TeacherSpec
 
@@ -72,6 +73,12 @@ def held_out_file(settings: Settings) -> str:
     return settings.evaluation.questions_file or str(shipped_file("questions", HELD_OUT_QUESTIONS))
 
 
+def plan_learning(settings: Settings) -> Learning | None:
+    """Freeze how vectors are learned from their means; None where the means are the vectors."""
+    wanted = settings.learning
+    return Learning(**wanted.model_dump(include=set(Learning.model_fields))) if wanted.rounds else None
+
+
 def plan_evaluation(settings: Settings, asked: Collection[str] = ()) -> EvaluationSpec:
     """Freeze how vectors are evaluated: which held-out questions choose a setting, and which measure it.
 
@@ -91,7 +98,7 @@ def plan_evaluation(settings: Settings, asked: Collection[str] = ()) -> Evaluati
         )
     n_choice = min(wanted.choice_limit, len(questions) // 3)
     choice = tuple(questions[-n_choice:])
-    return EvaluationSpec(
+    spec = EvaluationSpec(
         questions=tuple(questions[:-n_choice][: wanted.limit]),
         choice_questions=choice,
         probe_questions=choice[: wanted.probe_limit],
@@ -104,3 +111,10 @@ def plan_evaluation(settings: Settings, asked: Collection[str] = ()) -> Evaluati
         max_new_tokens=wanted.max_new_tokens,
         judge_model=resolve_judge(settings, "evaluation.judge_model", wanted.judge_model),
     )
+    return _as_learned(spec, settings) if settings.learning.rounds else spec
+
+
+def _as_learned(spec: EvaluationSpec, settings: Settings) -> EvaluationSpec:
+    """The sweep of a learned vector: as it was learned, keys too and at one position, a little weaker and stronger."""
+    learned = {"strengths": tuple(settings.learning.strengths), "key_strengths": (1.0,)}
+    return spec.model_copy(update={**learned, "positions": (1,), "layer_sets": ("all",)})

@@ -16,6 +16,9 @@ PHASES: dict[Step, str] = {
     "written": "written by the teacher",
     "extracted": "extracted",
     "reduced": "averaged",
+    "gradient": "read by learning",
+    "round": "rounds of learning",
+    "learned": "learned",
     "evaluated": "evaluated",
 }
 

@@ -48,6 +48,7 @@ class Extracted(RunEntry):
     """A batch that the target model has read. ``key``: where its differences lie in the store.
 
     ``reasons``: pairs that could not be used, by why. ``seconds``: None if another run had read it.
+    ``unlearnable``: ids of pairs that learning cannot read, in a run that learns.
     A batch that was given up has no ``key``, no pairs and no ``config``, and one reason.
     """
 
@@ -57,10 +58,14 @@ class Extracted(RunEntry):
     seconds: float | None = None
     config: dict[str, Any] | None = None
     peak_memory_mib: int = 0
+    unlearnable: tuple[str, ...] = ()
 
 
 class Reduced(RunEntry):
-    """A style whose vector is made. ``reasons``: pairs left out of the mean, by why."""
+    """A style whose mean is made. ``reasons``: pairs left out of it, by why.
+
+    ``vector_sha256`` is that of the mean, which is the vector unless the run learns.
+    """
 
     state: Literal["done"]
     vector_sha256: str
@@ -68,10 +73,44 @@ class Reduced(RunEntry):
     reasons: dict[str, int] = Field(default_factory=dict)
 
 
+class Gradient(RunEntry):
+    """A part of a round of learning that was read. ``key``: where its sum lies in the store.
+
+    ``seconds``: None if it had been read before.
+    """
+
+    key: str
+    n_pairs: int
+    seconds: float | None = None
+    peak_memory_mib: int = 0
+
+
+class Round(RunEntry):
+    """A round of learning that was taken. ``key``: where the state after it lies in the store.
+
+    ``loss`` is that of the round's pairs, ``validation`` that of the pairs that are not learned from, both
+    in nats per token and before the round's step; None where the round read none.
+    """
+
+    key: str
+    is_last: bool
+    loss: float | None = None
+    validation: float | None = None
+
+
+class Learned(RunEntry):
+    """A learning that has ended: it took ``rounds``, and the state before ``best_round`` is the vector."""
+
+    vector_sha256: str
+    rounds: int
+    best_round: int
+
+
 class Ended(RunEntry):
     """A style's end: made, or failed with a ``message``.
 
-    ``evaluation`` is "failed" where the vector was made and could not be evaluated. Of one that was:
+    ``learning`` is "failed" where the mean was made and nothing could be learned from there, so that the
+    mean is the vector; ``evaluation``, where the vector could not be evaluated. Of one that was:
     the ``verdict``, the chosen ``setting`` in words, and the share of answers in the style.
     """
 
@@ -80,6 +119,7 @@ class Ended(RunEntry):
     vector_sha256: str | None = None
     pairs_used: int | None = None
     reasons: dict[str, int] = Field(default_factory=dict)
+    learning: Literal["failed"] | None = None
     evaluation: Literal["failed"] | None = None
     verdict: str | None = None
     setting: str = ""
@@ -87,9 +127,17 @@ class Ended(RunEntry):
     steered: float = 0.0
 
     @classmethod
-    def after(cls, reduced: Reduced, verdict: Measured | NotEvaluated | None = None) -> Self:
-        """The end of a style whose vector is made; of what both say, the ``verdict`` is right."""
-        return cls.model_validate(reduced.to_json() | (verdict.to_json() if verdict else {}))
+    def after(cls, reduced: Reduced, *later: Learned | NotLearned | Measured | NotEvaluated) -> Self:
+        """The end of a style whose mean is made; of what two entries say, the ``later`` is right."""
+        said = reduced.to_json()
+        for entry in later:
+            said |= entry.to_json()
+        return cls.model_validate(said)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all was done that the run asked for, so that a resume has nothing to do."""
+        return self.state == "done" and self.learning is None and self.evaluation is None
 
 
 class Measured(RunEntry):
@@ -100,6 +148,13 @@ class Measured(RunEntry):
     setting: str
     unsteered: float
     steered: float
+
+
+class NotLearned(RunEntry):
+    """What a failed learning adds to a style's end."""
+
+    learning: Literal["failed"]
+    message: str
 
 
 class NotEvaluated(RunEntry):

@@ -21,13 +21,28 @@ from factory.errors import ConfigError, StoreError
 from factory.evaluation.parts import PartResult, PartsDone, kind_of_part
 from factory.frozen import Record, first_fault
 from factory.pairs.styles import Style
-from factory.run.entries import Cap, Ended, Extracted, Fraction, Pause, Reduced, Stamp, Try, Written
+from factory.run.entries import (
+    Cap,
+    Ended,
+    Extracted,
+    Fraction,
+    Gradient,
+    Learned,
+    Pause,
+    Reduced,
+    Round,
+    Stamp,
+    Try,
+    Written,
+)
 from factory.run.listing import (
     BATCHES_FILE,
     BUDGET_FILE,
     DATASET_FILE,
     FRACTION_FILE,
+    LESSONS_FILE,
     MANIFEST_FILE,
+    MEAN_FILE,
     OPEN,
     PAUSE_FILE,
     REJECTED_FILE,
@@ -46,7 +61,7 @@ from factory.run.spec import BatchSpec, RunSpec, StyleRun
 from factory.store import Store
 from factory.teacher.faults import UNANSWERED
 
-STEPS: tuple[Step, ...] = ("written", "extracted", "reduced", "evaluated")
+STEPS: tuple[Step, ...] = ("written", "extracted", "reduced", "gradient", "round", "learned", "evaluated")
 STAMP = "done"  # beside an entry's own fields
 Kind = TypeVar("Kind", bound=Record)
 
@@ -174,8 +189,10 @@ class Page:
 
     # ---- entries: what went through a step
 
-    def record(self, step: Step, number: int, entry: Written | Extracted | Reduced) -> None:
-        """Write down that a batch went through a step, when, and in which process. Twice is once."""
+    def record(
+        self, step: Step, number: int, entry: Written | Extracted | Reduced | Gradient | Round | Learned
+    ) -> None:
+        """Write down that a batch, part or round went through a step, when, and in which process. Twice is once."""
         self._record(step, number, entry.to_json())
 
     def record_part(self, number: int, part: PartResult) -> None:
@@ -207,6 +224,23 @@ class Page:
     def reduced(self) -> Reduced | None:
         """What was written down when the vector was made, or None."""
         return self._entry("reduced", 0, Reduced)
+
+    def gradient(self, place: int) -> Gradient | None:
+        """What was written down when a part of a round of learning was read, or None."""
+        return self._entry("gradient", place, Gradient)
+
+    def round(self, number: int) -> Round | None:
+        """What was written down when a round of learning was taken, or None."""
+        return self._entry("round", number, Round)
+
+    def all_rounds(self, listing: Listing | None = None) -> list[Round]:
+        """Of every round of learning that was taken, in order; ``listing``: one that is at hand."""
+        numbers = (listing or self.listing()).numbers("round")
+        return [entry for number in numbers if (entry := self.round(number))]
+
+    def learned(self) -> Learned | None:
+        """What was written down when the learning had ended, or None."""
+        return self._entry("learned", 0, Learned)
 
     def part(self, number: int) -> PartResult | None:
         """What became of a part of the evaluation, or None."""
@@ -338,6 +372,16 @@ class Page:
     def vector_key(self) -> str:
         """Where the vector lies in the store."""
         return self.key(VECTOR_FILE)
+
+    @property
+    def mean_key(self) -> str:
+        """Where the mean lies in the store from which a run learns; without learning, nothing lies there."""
+        return self.key(MEAN_FILE)
+
+    @property
+    def lessons_key(self) -> str:
+        """Where the pairs lie in the store from which a run learns."""
+        return self.key(LESSONS_FILE)
 
     @property
     def dataset_key(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Step = Literal["written", "extracted", "reduced", "evaluated"]
+Step = Literal["written", "extracted", "reduced", "gradient", "round", "learned", "evaluated"]
 
 # ---- of a run
 RUN_FILE = "run.json"
@@ -21,6 +21,8 @@ OPEN = "open"  # folder of the store with one empty entry for each run that may 
 BATCHES_FILE = "batches.json"
 RESULT_FILE = "result.json"
 VECTOR_FILE = "vector.pt"
+MEAN_FILE = "mean.pt"  # of a run that learns: where learning begins
+LESSONS_FILE = "lessons.json"  # the pairs that are learned from
 DATASET_FILE = "pairs.jsonl"
 REJECTED_FILE = "rejected.jsonl"
 MANIFEST_FILE = "manifest.json"
@@ -31,18 +33,13 @@ _TRY = "attempt-"
 
 
 def entry_file(step: Step, number: int) -> str:
-    """The entry of batch or part ``number`` at ``step``."""
+    """The entry of batch, part or round ``number`` at ``step``."""
     return f"{step}-{number:06d}{_ENDING}"
 
 
 def chord_file(name: str) -> str:
     """The record of a chord."""
     return f"{_CHORD}{name}{_ENDING}"
-
-
-def end_of(chord: str | None) -> str:
-    """The file that exists when a chord before ``chord`` has ended; None: before the style's end."""
-    return chord_file(chord) if chord else RESULT_FILE
 
 
 def try_file(task: str, name: str) -> str:
@@ -77,11 +74,11 @@ class Listing:
         return self._between(_CHORD)
 
     def has(self, step: Step, number: int) -> bool:
-        """Whether batch or part ``number`` went through ``step``."""
+        """Whether batch, part or round ``number`` went through ``step``."""
         return entry_file(step, number) in self.names
 
     def numbers(self, step: Step) -> list[int]:
-        """Numbers of the batches or parts that went through ``step``, in order."""
+        """Numbers of the batches, parts or rounds that went through ``step``, in order."""
         return sorted(map(int, self._between(f"{step}-")))
 
     def tries(self, task: str = "") -> list[str]:

@@ -17,6 +17,7 @@ from factory.errors import ConfigError
 from factory.evaluation.spec import EvaluationSpec
 from factory.extraction.spec import ExtractionSpec
 from factory.frozen import Frozen
+from factory.learning.spec import Learning
 from factory.pairs.styles import Style
 from factory.teacher.spec import TeacherSpec
 
@@ -49,12 +50,13 @@ class StyleRun(Frozen):
 
 
 class RunSpec(Frozen):
-    """Everything that decides the bytes of a run's vectors."""
+    """Everything that decides the bytes of a run's vectors. ``learning``: None where the mean is the vector."""
 
     run_id: str
     styles: tuple[StyleRun, ...]
     extraction: ExtractionSpec
     teacher: TeacherSpec
+    learning: Learning | None = None
     evaluation: EvaluationSpec | None = None
     max_failed_fraction: float
     min_pairs: int

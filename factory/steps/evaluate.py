@@ -23,6 +23,7 @@ from factory.run.asking import open_judge
 from factory.run.entries import Ended, Measured, NotEvaluated
 from factory.run.ledger import Page
 from factory.run.pause import require_unended
+from factory.steps.learn import made_of
 from factory.steps.resident import target_of
 from factory.teacher.client import Payer
 from factory.teacher.writing import PATIENCE
@@ -90,13 +91,13 @@ def conclude_step(page: Page) -> None:
     Raises:
         StoreError: a part is missing; the style can be resumed.
     """
-    spec, reduced = page.ledger.spec, page.reduced()
+    spec = page.ledger.spec
     if page.result or spec.evaluation is None:
         return
     from factory.evaluation.verdict import add_evaluation, conclude, specificity_of
 
     missing = [*page.missing_parts(checks=False), *page.missing_parts(checks=True)]
-    if missing or reduced is None:
+    if missing:
         raise StoreError(f"style {page.name!r}: parts {missing} of its evaluation are missing; 'svf resume' does them")
     done = page.evaluated()
     styles = {part.style.name: part.style for part in spec.styles}
@@ -105,7 +106,7 @@ def conclude_step(page: Page) -> None:
     content = add_evaluation(_vector(page), evaluation).to_pt()
     page.store.write(page.vector_key, content)
     log.info("evaluated: %s, effect %+.2f", evaluation.verdict, evaluation.effect)
-    page.finish(Ended.after(reduced, _in_short(evaluation, sha256_of(content))))
+    page.finish(Ended.after(*made_of(page), _in_short(evaluation, sha256_of(content))))
 
 
 def _in_short(evaluation: Evaluation, vector_sha256: str) -> Measured:
@@ -121,12 +122,10 @@ def _in_short(evaluation: Evaluation, vector_sha256: str) -> Measured:
 
 def give_up_evaluation(page: Page, reason: str) -> None:
     """End a style whose evaluation failed: its vector stays, without a verdict."""
-    reduced = page.reduced()
-    if reduced and not page.result:
+    if page.reduced() and not page.result:
         log.error("evaluation failed: %s", reason)
-        page.finish(
-            Ended.after(reduced, NotEvaluated(evaluation="failed", message=f"made, but not evaluated: {reason}"))
-        )
+        failed = NotEvaluated(evaluation="failed", message=f"made, but not evaluated: {reason}")
+        page.finish(Ended.after(*made_of(page), failed))
 
 
 def _vector(page: Page) -> SteeringVector:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from factory.config import Settings
 from factory.log import log
@@ -16,6 +17,9 @@ from factory.run.artifacts import batch_of, differences_key, get_differences, pu
 from factory.run.entries import Extracted
 from factory.run.ledger import Page
 from factory.steps.resident import recipe_of, target_of
+
+if TYPE_CHECKING:
+    from factory.target.model import Target
 
 
 def extract_step(page: Page, number: int, settings: Settings) -> None:
@@ -50,5 +54,16 @@ def extract_step(page: Page, number: int, settings: Settings) -> None:
         config=describe_extraction(target, recipe, layers),
         peak_memory_mib=round(target.peak_memory_mib()),
     )
+    if page.ledger.spec.learning:
+        entry = entry.model_copy(update={"unlearnable": _unlearnable(page, number, target)})
     page.record("extracted", number, entry)
     log.info("batch %d: %d pairs extracted, %d rejected", number, len(differences.pair_ids), len(differences.rejected))
+
+
+def _unlearnable(page: Page, number: int, target: Target) -> tuple[str, ...]:
+    """Ids of the batch's pairs that learning cannot read; workers without the model will ask for them."""
+    from factory.learning.learn import learnable_pairs
+
+    pairs = batch_of(page, number)[0]
+    learnable = {pair.pair_id for pair in learnable_pairs(pairs, target)}
+    return tuple(pair.pair_id for pair in pairs if pair.pair_id not in learnable)

@@ -15,6 +15,7 @@ from factory.run.artifacts import batch_of, require_differences
 from factory.run.dataset import WrittenDataset, repeated_pairs, teacher_model, write_dataset
 from factory.run.entries import Ended, Extracted, Reduced
 from factory.run.ledger import Page
+from factory.steps.learn import begin_learning, made_of, next_round
 
 if TYPE_CHECKING:
     from factory.extraction.extract import Differences, Rejection
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def reduce_step(page: Page) -> None:
-    """Average a style's differences into its vector; without an evaluation to come, the style ends.
+    """Average a style's differences into its mean; where nothing else is to come, the style ends with it.
 
     Raises:
         StoreError: a batch is missing; the style can be resumed.
@@ -39,12 +40,12 @@ def reduce_step(page: Page) -> None:
         page.finish(Ended(state="failed", message=str(error)))
         return
     page.record("reduced", 0, reduced)
-    if page.ledger.spec.evaluation is None:
-        page.finish(Ended.after(reduced))
+    if page.ledger.spec.evaluation is None and next_round(page) is None:
+        page.finish(Ended.after(*made_of(page)))
 
 
 def _reduce(page: Page, extracted: Sequence[Extracted]) -> Reduced:
-    """Make the vector; ``extracted`` has the entry of every batch, by number."""
+    """Make the mean; ``extracted`` has the entry of every batch, by number."""
     from factory.vector.mean import reduce_differences, without_repeats
 
     repeated = repeated_pairs(page)
@@ -55,7 +56,10 @@ def _reduce(page: Page, extracted: Sequence[Extracted]) -> Reduced:
         lambda: (without_repeats(batch, repeated) for batch in _differences(page, extracted)), origin
     )
     content = vector.to_pt()
-    page.store.write(page.vector_key, content)
+    if page.ledger.spec.learning:
+        begin_learning(page, content, extracted, repeated)
+    else:
+        page.store.write(page.vector_key, content)
     used = int(vector.metadata["pairs_used"])
     log.info("vector of %d pairs made", used)
     reduced = Reduced(state="done", vector_sha256=sha256_of(content), pairs_used=used)

@@ -13,10 +13,12 @@ from factory.run.spec import RunSpec
 
 if TYPE_CHECKING:
     from factory.extraction.recipe import Recipe
+    from factory.learning.prompts import Prompts
     from factory.target.model import Target
 
 
 _resident: dict[tuple[Any, ...], tuple[int | None, Target]] = {}  # this worker's model, and how deep it was loaded
+_prompts: list[Prompts] = []  # that the same model has read, at most one run's day of them
 _loading = Lock()  # two threads would load it twice
 
 
@@ -49,6 +51,7 @@ def _load_resident(asked: tuple[str, str, str, str | None, bool], depth: int | N
     log.info("loading target model %s%s", name, f", its first {depth} layers" if depth else "")
     target = None
     _resident.clear()
+    _prompts.clear()
     target = load_target(name, device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code, depth=depth)
     _resident[asked] = depth, target
     return target
@@ -73,8 +76,18 @@ def target_of(run: RunSpec, settings: Settings) -> Target:
         )
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    depth = depth_to_read(spec.target_layers) if run.evaluation is None else None
+    depth = depth_to_read(spec.target_layers) if run.evaluation is None and run.learning is None else None
     target = load_resident_target(
         spec.target_model, settings.device, spec.dtype, spec.quantize, settings.trust_remote_code, depth
     )
     return target.on(run.day)
+
+
+def prompts_of(target: Target) -> Prompts:
+    """What ``target`` has read of prompts, kept between the tasks of this worker."""
+    from factory.learning.prompts import Prompts
+
+    with _loading:
+        if not _prompts or _prompts[0].target.model is not target.model or _prompts[0].target.date != target.date:
+            _prompts[:] = [Prompts(target)]
+        return _prompts[0]

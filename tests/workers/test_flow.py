@@ -18,10 +18,15 @@ import yaml
 
 from factory import SteeringVector, build_vector, load_pairs
 from factory.cluster.embedded import running_broker, running_crew
+from factory.learning.learn import learn_vector
+from factory.learning.spec import Learning
+from factory.run.ledger import Ledger
+from factory.store import Store
 from tests.conftest import ROOT
 
 SHIPPED = ROOT / "datasets"
 STYLE = "step_by_step_reasoning"
+LEARNING = Learning(rounds=3, pairs_per_round=4, pairs_per_part=2, response_tokens=8, validate_every=2)
 
 
 @pytest.fixture
@@ -64,8 +69,10 @@ def processes_that_know(text: str) -> list[str]:
     return found
 
 
-def test_generate_enqueue_and_one_process_make_the_same_bytes(svf, config, tmp_path, target, one_thread):
-    # Given the same run made three ways: all embedded, on separate workers, and in this process
+def test_generate_enqueue_and_one_process_learn_the_same_bytes(svf, config, tmp_path, target, one_thread):
+    # Given the same run, with learning, made three ways: all embedded, on separate workers, and in this process
+    settings = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(settings | {"learning": LEARNING.model_dump(mode="json")}))
     local = svf("generate", "--config", config, "--output", "local", "--limit", 10)
     assert local.status == 0, local.err
     with running_broker(tmp_path / "broker") as url:
@@ -75,7 +82,7 @@ def test_generate_enqueue_and_one_process_make_the_same_bytes(svf, config, tmp_p
             "FACTORY_STORE": str(tmp_path / "store"),
             "OMP_NUM_THREADS": "1",
         }
-        with running_crew(["teacher", "gpu", "reduce"], tmp_path / "workers", environment):
+        with running_crew(["gpu", "gpu", "reduce"], tmp_path / "workers", environment):
             sent = svf("enqueue", "--config", config, "--limit", 10, "--json", **environment)
             assert sent.status == 0, sent.err
             run = json.loads(sent.out)["run"]
@@ -84,16 +91,22 @@ def test_generate_enqueue_and_one_process_make_the_same_bytes(svf, config, tmp_p
             shot = json.loads(svf("status", run, "--json", "--config", config, **environment).out)
     pairs = load_pairs(SHIPPED / f"{STYLE}_pairs.jsonl")[:10]
     here = build_vector(pairs, target, style=STYLE, layers="1-3")
+    page = Ledger(Store(str(tmp_path / "store")), run).of(STYLE)
+    mean = SteeringVector.from_bytes(page.store.read(page.mean_key), "mean.pt")
+    learned = learn_vector(pairs, target, start=mean, learning=LEARNING)
 
-    # Then the files are equal byte for byte, and their numbers bit for bit to ours
+    # Then the files are equal byte for byte, those of the mean to our numbers, and what was learned to our bytes
     for style in (STYLE, "creative_explorer"):
         one, two = (tmp_path / way / "steering_vectors" / f"{style}.pt" for way in ("local", "cluster"))
         assert one.read_bytes() == two.read_bytes()
-    made = SteeringVector.load(tmp_path / "local" / "steering_vectors" / f"{STYLE}.pt")
-    assert made.value_vector.numpy().tobytes() == here.value_vector.numpy().tobytes()
-    assert made.key_vector.numpy().tobytes() == here.key_vector.numpy().tobytes()
+    assert mean.value_vector.numpy().tobytes() == here.value_vector.numpy().tobytes()
+    assert mean.key_vector.numpy().tobytes() == here.key_vector.numpy().tobytes()
+    assert (tmp_path / "cluster" / "steering_vectors" / f"{STYLE}.pt").read_bytes() == learned.to_pt()
+    assert learned != mean
+    assert [entry.validation is not None for entry in page.all_rounds()] == [True, False, True, True]
     assert shot["state"] == "done"
     assert [style["extracted"] for style in shot["styles"]] == [10, 10]
+    assert [style["learned"] for style in shot["styles"]] == [4, 4]
 
 
 def test_a_run_leaves_every_promised_file_and_no_process(svf, config, tmp_path):

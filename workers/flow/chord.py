@@ -21,17 +21,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from celery import Signature, chain
 from celery.canvas import _chain
 from celery.utils import uuid
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter
 
 from factory.celery import app
 from factory.counters import sending_key
 from factory.run.ledger import Ledger, Page
-from factory.run.listing import end_of
 
 LEASE = 10  # s; a sender that shows no sign of life for so long is taken for dead
 LEASE_EVERY = 100  # messages
@@ -65,15 +64,19 @@ class Chord:
     Members of ``header`` are immutable signatures (``task.si(...)``) or chains of them. Every task
     must be able to run twice. ``body`` takes the list of results first, as in Celery; it may get
     an empty one, so it reads what it needs from the store. Its error callbacks
-    (``body.on_error(...)``) also serve the header. The chord has ended
-    when the body has written down the chord ``before`` which it stands; None: has ended the style
-    (or its error callback has).
+    (``body.on_error(...)``) also serve the header. The chord has ended when one of the style's files
+    ``ends_with`` is there, which the body leaves behind, or when the style has ended.
     """
 
     name: str
     header: Sequence[Signature]
     body: Signature
-    before: str | None = None
+    ends_with: tuple[str, ...]
+
+
+def _as_tuple(found: object) -> object:
+    """Records of older versions name one file."""
+    return (found,) if isinstance(found, str) else found
 
 
 class ChordRecord(BaseModel):
@@ -91,7 +94,7 @@ class ChordRecord(BaseModel):
     group: str
     body: dict[str, Any]
     members: tuple[str, ...]
-    ends_with: str
+    ends_with: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
     sent_at: float
 
     def calls(self, number: int) -> tuple[Call, ...]:
@@ -131,7 +134,7 @@ def write_chord(page: Page, chord: Chord) -> ChordRecord:
         group=group,
         body=dict(body),
         members=tuple(_Calls.dump_json(tuple(_calls_of(member))).decode() for member in chord.header),
-        ends_with=end_of(chord.before),
+        ends_with=chord.ends_with,
         sent_at=time.time(),
     )
     page.open_chord(chord.name, record.model_dump(mode="json"))
@@ -182,13 +185,18 @@ def send_body(record: ChordRecord) -> None:
 
 
 def retire_chords(page: Page) -> None:
-    """Forget a style's chords, so that parts still on their way no longer start a body or fail it (C5)."""
-    client = app.backend.client
+    """Forget all chords of a style."""
     for name in page.listing().chords:
-        record = read_chord(page, name)
-        if record:
-            client.delete(*(app.backend.get_key_for_group(record.group, suffix) for suffix in (".s", ".j", ".d", ".t")))
-        page.drop_chord(name)
+        retire_chord(page, name)
+
+
+def retire_chord(page: Page, name: str) -> None:
+    """Forget a chord, so that parts still on their way no longer start its body or fail it (C5)."""
+    record = read_chord(page, name)
+    if record:
+        keys = (app.backend.get_key_for_group(record.group, suffix) for suffix in (".s", ".j", ".d", ".t"))
+        app.backend.client.delete(*keys)
+    page.drop_chord(name)
 
 
 def read_chord(page: Page, name: str) -> ChordRecord | None:

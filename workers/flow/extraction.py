@@ -5,7 +5,9 @@ from __future__ import annotations
 from celery import Signature, chain
 
 from factory.run.ledger import Page
+from factory.steps.learn import next_round
 from workers.flow.chord import Chord, ChordRecord, write_chord
+from workers.flow.order import MEAN, end_before_round
 from workers.gpu import extract_batch
 from workers.reduce import reduce_vector, report_failure
 from workers.teacher import write_pairs
@@ -17,7 +19,7 @@ def write_style(page: Page) -> ChordRecord:
     errback = report_failure.s(run=run, style=style)
     body = reduce_vector.s(run, style).on_error(errback)
     header = [_batch(page, number) for number in page.missing_numbers()]
-    return write_chord(page, Chord("reduce", header, body, before="sweep" if page.ledger.spec.evaluation else None))
+    return write_chord(page, Chord(MEAN, header, body, end_before_round(page, next_round(page))))
 
 
 def _batch(page: Page, number: int) -> Signature:

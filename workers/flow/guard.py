@@ -41,6 +41,7 @@ LONGEST_QUEUE = 20_000  # messages; above it nobody waits for a lost one yet, an
 STEPS: dict[str, Step] = {  # task -> the ledger's name for its step
     "workers.teacher.write_pairs": "written",
     "workers.gpu.extract_batch": "extracted",
+    "workers.gpu.learn_part": "gradient",
     "workers.gpu.evaluate_part": "evaluated",
 }
 MAX_BODIES = 5  # a body that is sent and lost more often than that has another fault
@@ -98,7 +99,7 @@ class Guard:
             from workers.flow.extraction import write_style
 
             records = [write_style(page)]
-        return [record for record in records if record.ends_with not in files.names]
+        return [record for record in records if files.names.isdisjoint(record.ends_with)]
 
     def _mend(
         self, ledger: Ledger, record: ChordRecord, files: Listing, in_flight: set[str], repairs: dict[str, int]

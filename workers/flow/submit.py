@@ -82,7 +82,7 @@ def resume(
         if result is None and not empty_broker:
             running = True
             resumed.append(page.name)
-        elif result is None or result.state != "done" or result.evaluation == "failed":
+        elif result is None or not result.is_whole:
             restart_style(page)
             resumed.append(page.name)
     ledger.mark_open()

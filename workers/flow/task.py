@@ -183,8 +183,8 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
     except TaskTooLong:
         raise TaskTooLong(
             f"{what} took longer than {seconds:g} s, nine tenths of visibility_timeout. Take a smaller "
-            "extraction_config.batch_size or evaluation.limit, or raise visibility_timeout on every machine, "
-            "then 'svf resume'"
+            "extraction_config.batch_size, learning.pairs_per_part or evaluation.limit, or raise "
+            "visibility_timeout on every machine, then 'svf resume'"
         ) from None
     finally:
         timer.cancel()
