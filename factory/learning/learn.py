@@ -26,6 +26,7 @@ from factory.vector.fit import check_fits
 from factory.vector.recommendation import Recommendation
 from factory.vector.vector import SteeringVector
 
+MEASURED = ("effect", "interval", "verdict", "evaluation")  # of the start, by an evaluation: untrue of what is learned
 READS_ONE_TURN = Recipe("response_mean")  # for what makes a pair unusable: no few-shot text is read here
 
 
@@ -39,6 +40,13 @@ def learn_vector(
     after: Callable[[State], None] = lambda state: None,
 ) -> SteeringVector:
     """Learn a style's vector from its pairs, in this process.
+
+        pairs = load_pairs("datasets/researcher_style_pairs.jsonl")
+        target = load_target("smollm2-135m-instruct", device="cpu")
+        mean = build_vector(pairs, target, layers="all")
+        learned = learn_vector(pairs, target, start=mean, learning=Learning(rounds=60))
+        print(generate(target, "Why is the sky blue?", vector=learned))
+        print(learned.metadata["learning"]["curve"][-1])
 
     ``start`` is where learning begins, most often the mean difference of the same pairs; its layers
     are then those that learn, and its style is the vector's. None begins at zero, at ``layers``, for the
@@ -106,11 +114,12 @@ def learned_vector(start: SteeringVector, state: State, learning: Learning) -> S
     keys, values = state.best.clone()
     config: dict[str, Any] = learning.model_dump(mode="json") | {"start_sha256": sha256_of(start.to_pt())}
     curve = {"curve": list(state.curve), "best_round": state.best_round, "rounds_taken": len(state.curve)}
+    lasting = {name: value for name, value in start.metadata.items() if name not in MEASURED}
     own = Recommendation(strength=1.0, key_strength=1.0, positions=1)
     return replace(
         start,
         key_vector=keys,
         value_vector=values,
-        metadata={**own.written_into(start.metadata), "learning": curve},
+        metadata={**own.written_into(lasting), "learning": curve},
         extraction_config={**start.extraction_config, "learning": config},
     )

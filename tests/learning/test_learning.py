@@ -110,6 +110,13 @@ def test_learning_starts_from_the_mean_and_says_all_that_decided_it(pairs, targe
     assert SteeringVector.from_bytes(learned.to_pt(), "learned.pt") == learned
 
 
+def test_what_an_evaluation_said_of_the_start_is_not_said_of_what_is_learned(pairs, target, start):
+    evaluated = replace(start, metadata={**start.metadata, "verdict": "steers", "effect": 0.6, "interval": [0.5, 0.7]})
+    learned = learn_vector(pairs, target, start=evaluated, learning=Learning(rounds=1, response_tokens=4))
+    assert not {"verdict", "effect", "interval"} & set(learned.metadata)
+    assert learned.metadata["model_revision"] == start.metadata["model_revision"]
+
+
 def test_no_round_gives_the_mean_itself(pairs, target, start):
     assert learn_vector(pairs, target, start=start, learning=Learning(rounds=0)).to_pt() == start.to_pt()
 
