@@ -76,13 +76,10 @@ def measure_quality(arguments, target: Target, pairs: list[ContrastivePair], lea
     """Learn a vector, and let it and its peers answer."""
     style = load_style(arguments.style)
     mean = SteeringVector.load(arguments.mean) if arguments.mean else build_vector(pairs, target, layers="all")
-    within = apply_cell(mean, Cell(1.0, arguments.layers)).vector
-    taught = shuffle(pairs) if arguments.shuffled else pairs
-    began, cpu = time.perf_counter(), time.process_time()
-    learned = learn_vector(
-        taught, target, start=start_of(arguments.start, within), learning=learning, layers=arguments.layers, after=tell
-    )
-    cost = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
+    if arguments.vector:
+        learned, cost = SteeringVector.load(arguments.vector), None
+    else:
+        learned, cost = learn(arguments, target, pairs, mean, learning)
     if arguments.save:
         learned.save(arguments.save)
     conditions = {
@@ -100,13 +97,25 @@ def measure_quality(arguments, target: Target, pairs: list[ContrastivePair], lea
         }
     return {
         "style": style.name,
-        "learning": learning.model_dump(mode="json"),
+        "learning": learned.extraction_config["learning"],
         "start": arguments.start,
         "shuffled": arguments.shuffled,
         "cost": cost,
         **learned.metadata["learning"],
         "conditions": found,
     }
+
+
+def learn(arguments, target, pairs, mean, learning) -> tuple[SteeringVector, dict]:
+    """The vector that the arguments ask for, and the seconds it took."""
+    taught = shuffle(pairs) if arguments.shuffled else pairs
+    within = apply_cell(mean, Cell(1.0, arguments.layers)).vector
+    began, cpu = time.perf_counter(), time.process_time()
+    learned = learn_vector(
+        taught, target, start=start_of(arguments.start, within), learning=learning, layers=arguments.layers, after=tell
+    )
+    cost = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
+    return learned, cost
 
 
 def start_of(name: str, mean: SteeringVector) -> SteeringVector | None:
@@ -294,6 +303,7 @@ def main() -> None:
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0])
     parser.add_argument("--tokens", type=int, default=96, help="of an answer")
     parser.add_argument("--answers", metavar="FOLDER", help="keep answers here, for the next run")
+    parser.add_argument("--vector", metavar="FILE", help="let this learned vector answer; nothing is learned")
     parser.add_argument("--save", metavar="FILE", help="keep the learned vector")
     parser.add_argument("--repeats", type=int, default=3, help="of each way whose speed is measured")
     parser.add_argument("--json", action="store_true")
