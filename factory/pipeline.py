@@ -33,6 +33,14 @@ def build_vector(
     ``layers`` takes ``"all"``, a list, a range or text such as ``"8-15,20"``. Pairs that cannot
     be read are left out and counted in the vector's metadata with their reason.
 
+    >>> from factory import load_target
+    >>> target = load_target("smollm2-135m-instruct", device="cpu")
+    >>> questions = ["What is rain?", "What is fire?"]
+    >>> pairs = [ContrastivePair(it, "Step 1: Look at it.", "It is weather.", style="steps") for it in questions]
+    >>> vector = build_vector(pairs, target, recipe="response_mean", layers="10-19")
+    >>> list(vector.value_vector.shape), vector.metadata["pairs_used"]
+    ([10, 3, 64], 2)
+
     Raises:
         DatasetError: two pairs have one pair_id.
         LayerError: the model does not have a layer.

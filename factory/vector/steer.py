@@ -121,6 +121,11 @@ def generate(
     ``model.generate`` (``do_sample``, ``temperature``, ``top_p``, ``streamer``, ...); the default
     is greedy.
 
+    >>> from factory import load_target
+    >>> target = load_target("smollm2-135m-instruct", device="cpu")
+    >>> generate(target, "What is the capital of France?", max_new_tokens=7)
+    'The capital of France is Paris.'
+
     Raises:
         VectorError: the vector is for another model.
     """

@@ -43,6 +43,14 @@ class SteeringVector:
     ``key_vector`` and ``value_vector`` are float32 ``[n_layers, n_kv_heads, head_dim]``, one row a
     layer of ``layer_indices``; keys stand at rotary position 0. Vectors of the same model and
     layers add and subtract; a number scales them.
+
+    >>> row = torch.ones(1, 2, 4)  # one layer, two KV heads of 4 numbers
+    >>> calm = SteeringVector("calm", key_vector=row, value_vector=2 * row, layer_indices=[7], model_name="m")
+    >>> half = calm / 2
+    >>> half.style_name, half.value_vector.mean().item()
+    ('0.5 * calm', 1.0)
+    >>> round((calm - half).cosine(calm), 6)
+    1.0
     """
 
     style_name: str
