@@ -41,7 +41,7 @@ class Loader(AppLoader):
 
 
 leave_current_folder()
-TASKS = ["workers.teacher", "workers.gpu", "workers.reduce", "workers.flow.guard"]
+TASKS = ["workers.teacher", "workers.gpu", "workers.reduce", "workers.flow.guard", "workers.flow.shared_store"]
 app = Celery("factory", loader=Loader, include=TASKS)
 app.config_from_object("factory.celeryconfig")
 

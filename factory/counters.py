@@ -39,6 +39,11 @@ def purse_keys(run_id: str) -> tuple[str, str]:
     return f"{{svf:spent:{run_id}}}", f"{{svf:spent:{run_id}}}:reserved"
 
 
+def strays_key(run_id: str) -> str:
+    """A Redis hash: hosts whose workers do not find a run in their store, each with that store."""
+    return f"svf:strays:{run_id}"
+
+
 def sending_key(run_id: str) -> str:
     """Says that someone is sending a run's messages just now."""
     return f"svf:sending:{run_id}"

@@ -19,6 +19,10 @@ class ConfigError(FactoryError):
     exit_status = 2
 
 
+class UnknownRun(ConfigError):
+    """A run of that name is not in the store."""
+
+
 class UnknownStyle(ConfigError):
     """A style of that name is neither built in nor in ``styles_dir``."""
 

@@ -41,3 +41,16 @@ def paid_calls(ledger: Ledger, broker_url: str | None) -> Meters:
     """What each style has paid, as workers count it in the broker; nothing where there is none to ask."""
     counters = open_counters(broker_url, GLANCE) if broker_url else None
     return Meter(counters, ledger.run_id).read if counters else nothing_known
+
+
+def describe_strays(ledger: Ledger, broker_url: str) -> list[str]:
+    """Of each worker that does not find the run: which store it looks in, and what to do; one line each."""
+    from workers.flow.strays import place_of, read_strays
+
+    strays = read_strays(broker_url, ledger.run_id, GLANCE)
+    here = place_of(ledger.store)
+    return [
+        f"a worker on {host} does not find this run: its store is {place}, the run's is {here}. Start it anew with "
+        "FACTORY_STORE set to the latter, or to what leads there from its machine"
+        for host, place in sorted(strays.items())
+    ]

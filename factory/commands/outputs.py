@@ -22,6 +22,11 @@ def resume_command(job: Job, ledger: Ledger) -> str:
     return f"svf resume {ledger.run_id} --here{_config(job)}{_output(job)}"
 
 
+def watch_command(job: Job, ledger: Ledger) -> str:
+    """What shows a run until it ends and writes its outputs, to be typed as it stands, here."""
+    return f"svf watch {ledger.run_id}{_config(job)}{_output(job)}"
+
+
 def write_outputs(job: Job, ledger: Ledger, states: list[StyleProgress], console: Console) -> int:
     """Write the outputs of the styles that are done, and the report of an evaluated run; returns the exit status.
 

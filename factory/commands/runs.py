@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,10 +14,11 @@ import click
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from factory.commands.ledgers import find_ledger, paid_calls, use_broker
+from factory.commands.ledgers import describe_strays, find_ledger, paid_calls, use_broker
 from factory.commands.options import Job, config_option, job_options, json_option, open_job, output_option
-from factory.commands.outputs import write_outputs
+from factory.commands.outputs import watch_command, write_outputs
 from factory.commands.progress import progress_of_run, snapshot
 from factory.commands.progress import watch as watch_run
 from factory.config import load_configuration
@@ -24,6 +26,7 @@ from factory.errors import ConfigError
 from factory.files import read_written
 from factory.pairs.dataset import load_questions
 from factory.planning.plan import plan_run
+from factory.queues import DEFAULT_BROKER
 from factory.run.ledger import Ledger
 
 
@@ -34,19 +37,28 @@ from factory.run.ledger import Ledger
 def enqueue(job: Job, batch: Path | None, as_json: bool) -> int:
     """Submit a run to the configured broker and print its id.
 
-    Workers must have the same store. 'svf watch RUN' shows the run and writes its outputs.
+    Workers must have the same store: one that sees another is refused while it is up. 'svf watch RUN'
+    shows the run and writes its outputs.
     """
     questions: dict[str, list[str]] = {}
     if batch:
         job, questions = _read_batch(batch, job)
     plan = plan_run(job.settings, job.store, job.output, limit=job.limit, questions=questions)
     use_broker(job)
-    from workers.flow.submit import submit
+    from workers.flow.shared_store import require_shared_store
+    from workers.flow.submit import require_broker, submit
 
+    require_broker()
+    require_shared_store(job.store)
     for line in [*plan.notes, *(f"warning: {warning}" for warning in plan.warnings)]:
         click.echo(line, err=True)
     ledger = submit(plan, job.store)
-    click.echo(json.dumps({"run": ledger.run_id, "store": job.store_url}) if as_json else ledger.run_id)
+    watching = watch_command(job, ledger)
+    facts = {"run": ledger.run_id, "store": job.store_url, "watch": watching}
+    click.echo(json.dumps(facts) if as_json else ledger.run_id)
+    click.echo(f"to watch it and write its outputs: {watching}", err=True)
+    if job.settings.store is None:
+        click.echo(f"workers find it with FACTORY_STORE={shlex.quote(job.store_url)}", err=True)
     return 0
 
 
@@ -86,7 +98,13 @@ def watch(run: str | None, config_file: Path | None, output: Path) -> int:
     ledger = find_ledger(job, run)
     use_broker(job)
     console = Console(highlight=False)
-    states = watch_run(ledger, console, _guard_of(ledger), paid_calls(ledger, job.settings.broker_url))
+    guard, strays = _guard_of(ledger), _strays_of(ledger, job.settings.broker_url or DEFAULT_BROKER, console)
+
+    def look() -> None:
+        guard()
+        strays()
+
+    states = watch_run(ledger, console, look, paid_calls(ledger, job.settings.broker_url))
     return write_outputs(job, ledger, states, console)
 
 
@@ -104,6 +122,19 @@ def _guard_of(ledger: Ledger) -> Callable[[], None]:
             seen[0] = time.monotonic()
             with suppress(RedisError, OSError):
                 guard.look_at(ledger)
+
+    return look
+
+
+def _strays_of(ledger: Ledger, broker_url: str, console: Console) -> Callable[[], None]:
+    """Says once of each worker that looks for the run in another store."""
+    told: set[str] = set()
+
+    def look() -> None:
+        for line in describe_strays(ledger, broker_url):
+            if line not in told:
+                told.add(line)
+                console.print(Text(line), soft_wrap=True)
 
     return look
 
@@ -129,6 +160,8 @@ def status(run: str | None, config_file: Path | None, output: Path, as_json: boo
     Console(highlight=False).print(f"run {ledger.run_id}: {shot['state']}, ${shot['spent_usd']:.4f} spent", table)
     if shot["message"]:
         click.echo(str(shot["message"]))
+    for line in describe_strays(ledger, job.settings.broker_url or DEFAULT_BROKER):
+        click.echo(line)
     return 0
 
 
@@ -161,7 +194,12 @@ def resume(
 
         return resume_here(job, ledger, max_cost_usd, max_failed_fraction)
     use_broker(job)
+    from workers.flow.shared_store import require_shared_store
+    from workers.flow.submit import require_broker
     from workers.flow.submit import resume as resume_run
+
+    require_broker()
+    require_shared_store(job.store)
 
     resumed = resume_run(ledger, max_cost_usd=max_cost_usd, max_failed_fraction=max_failed_fraction)
     click.echo(f"run {ledger.run_id}: " + (f"goes on with {', '.join(resumed)}" if resumed else "nothing is missing"))

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
-from factory.errors import ConfigError, StoreError
+from factory.errors import StoreError, UnknownRun
 from factory.evaluation.parts import PartResult, PartsDone, kind_of_part
 from factory.frozen import Record, first_fault
 from factory.pairs.styles import Style
@@ -433,7 +433,7 @@ def _checked(store: Store, key: str, content: object, kind: type[Kind]) -> Kind:
 def _load_spec(url: str, run_id: str) -> RunSpec:
     content = Store(url).read_json(f"{run_id}/{RUN_FILE}")
     if content is None:
-        raise ConfigError(f"run {run_id!r} is not in store {url!r}. 'svf status' without a run lists those that are")
+        raise UnknownRun(f"run {run_id!r} is not in store {url!r}. 'svf status' without a run lists those that are")
     return RunSpec.model_validate(content)
 
 

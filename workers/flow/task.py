@@ -20,11 +20,12 @@ from celery.utils.time import get_exponential_backoff_interval
 from redis.exceptions import RedisError
 
 from factory.config import Settings, load_settings
-from factory.errors import ConfigError, FactoryError, StoreError, TaskTooLong
+from factory.errors import ConfigError, FactoryError, StoreError, TaskTooLong, UnknownRun
 from factory.log import about, log
 from factory.pairs.styles import NAME_PATTERN
 from factory.run.ledger import Ledger, Page
 from factory.store import DEFAULT_STORE, Store
+from workers.flow.strays import complain
 from workers.flow.tries import MAX_TRIES, Tries
 
 RUN_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -55,8 +56,8 @@ def step_of(task: Task, run: str, style: str) -> Iterator[tuple[Page, Settings]]
     A store or broker that cannot be reached makes the task try again a while later.
 
     Raises:
-        ConfigError: an argument is not a name, the run is not in this machine's store, or it does
-            not make ``style``.
+        ConfigError: an argument is not a name, the run is not in this machine's store (who watches it
+            is told), or it does not make ``style``.
     """
     check_arguments(run, style)
     with about(run, style, task.request.id or "-"):
@@ -64,6 +65,9 @@ def step_of(task: Task, run: str, style: str) -> Iterator[tuple[Page, Settings]]
             page = Ledger(open_store(), run).of(style)
             _ = page.style_run
             yield page, machine_settings()
+        except UnknownRun:
+            log.error(complain(str(task.app.conf.broker_url), run, open_store()))
+            raise
         except (StoreError, RedisError, OSError) as error:
             _try_again(task, error)
 
