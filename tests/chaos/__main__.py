@@ -23,7 +23,9 @@ from tests.chaos.faults import (
     EVALUATION_KILLED,
     FAULTS,
     GENERATE,
+    LEARNING_KILLED,
     MIXED,
+    ROUND_KILLED,
     TEACHER,
     TEACHER_KILLED,
     mixture,
@@ -32,8 +34,14 @@ from tests.chaos.generate import generate_twice
 
 STYLES = {"step_by_step_reasoning": 48}  # pairs that exist
 WRITTEN = {"steps": 24}  # pairs that a teacher writes
-PLAIN, TAUGHT, EVALUATED = "plain", "taught", "evaluated"  # kinds of runs, each with its own reference
-CALM = {PLAIN: "none", TAUGHT: "none, with a teacher", EVALUATED: "none, with an evaluation"}
+# Kinds of runs, each with its own reference.
+PLAIN, TAUGHT, EVALUATED, LEARNED = "plain", "taught", "evaluated", "learned"
+CALM = {
+    PLAIN: "none",
+    TAUGHT: "none, with a teacher",
+    EVALUATED: "none, with an evaluation",
+    LEARNED: "none, with learning",
+}
 FAILING = 0.3  # of a teacher's calls
 PATIENCE = 90.0  # s that a run gets to end by itself
 
@@ -58,19 +66,21 @@ class Outcome:
     error: str = ""
 
 
-def run_seed(fault: str, seed: int, folder: Path, target: Path) -> Outcome:
+def run_seed(fault: str, seed: int, folder: Path, target: Path, *, learning: bool = False) -> Outcome:
     rng = random.Random(f"{fault}:{seed}")
     cluster = Cluster(folder, target, rng)
-    kind = kind_of(fault, rng)
+    kind = kind_of(fault, rng, learning=learning)
     teacher = kind == TAUGHT
     outcome = Outcome(fault, seed, kind=kind)
     faults = [fault] if fault in FAULTS else []
     if fault == MIXED:
-        faults = mixture(rng, teacher=teacher, evaluated=kind == EVALUATED)
+        faults = mixture(rng, kind)
     styles = WRITTEN if teacher else STYLES
     try:
         if kind == EVALUATED:
             cluster.evaluate()
+        if kind == LEARNED:
+            cluster.learn()
         started = time.monotonic()
         if fault == GENERATE:
             run_generate(cluster, outcome)
@@ -82,6 +92,8 @@ def run_seed(fault: str, seed: int, folder: Path, target: Path) -> Outcome:
         last = sum(styles.values()) // 4 - 1
         cluster.reap(cluster.enqueue(styles, die_after=rng.randint(0, last) if dies else None), 60)
         for name in faults:
+            if kind == LEARNED:  # a fault before the first round is no matter of learning
+                cluster.await_round(rng.randint(0, 5))
             FAULTS[name](cluster)
         outcome.completed = wait(cluster, styles)
         if not outcome.completed:
@@ -99,13 +111,16 @@ def run_seed(fault: str, seed: int, folder: Path, target: Path) -> Outcome:
     return outcome
 
 
-def kind_of(fault: str, rng: random.Random) -> str:
-    """What is run under a fault: pairs that exist, a teacher, or an evaluation at the end."""
+def kind_of(fault: str, rng: random.Random, *, learning: bool) -> str:
+    """What is run under a fault: pairs that exist, a teacher, learning, or an evaluation at the end."""
     if fault in (TEACHER, TEACHER_KILLED, CALM[TAUGHT]):
         return TAUGHT
     if fault in (EVALUATION_KILLED, CALM[EVALUATED]):
         return EVALUATED
-    return rng.choices((TAUGHT, EVALUATED, PLAIN), (3, 3, 4))[0] if fault == MIXED else PLAIN
+    if fault in (LEARNING_KILLED, ROUND_KILLED, CALM[LEARNED]):
+        return LEARNED
+    usual = LEARNED if learning and fault != GENERATE else PLAIN
+    return rng.choices((TAUGHT, EVALUATED, usual), (3, 3, 4))[0] if fault == MIXED and not learning else usual
 
 
 def run_generate(cluster: Cluster, outcome: Outcome) -> None:
@@ -181,27 +196,27 @@ def make_target(folder: Path) -> Path:
     return save_tiny_model(folder, [pair.positive_response for pair in pairs])
 
 
-def in_child(fault: str, seed: int, base: Path, target: Path) -> int:
+def in_child(fault: str, seed: int, base: Path, target: Path, *, learning: bool) -> int:
     """Run one seed in a process of its own; its outcome goes into a file."""
     pid = os.fork()
     if pid:
         return pid
     folder = base / f"{fault.replace(' ', '-').replace(',', '').replace('%', 'percent')}-{seed}"
     folder.mkdir(parents=True)
-    outcome = run_seed(fault, seed, folder, target)
+    outcome = run_seed(fault, seed, folder, target, learning=learning)
     (base / f"{folder.name}.json").write_text(json.dumps(asdict(outcome)))
     if not outcome.error and outcome.completed:
         shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 
-def run_all(work: list[tuple[str, int]], base: Path, target: Path, jobs: int) -> list[Outcome]:
+def run_all(work: list[tuple[str, int]], base: Path, target: Path, jobs: int, *, learning: bool) -> list[Outcome]:
     """Run every seed, ``jobs`` at a time: most of a seed is waiting."""
     running: set[int] = set()
     todo = list(work)
     while todo or running:
         while todo and len(running) < jobs:
-            running.add(in_child(*todo.pop(0), base, target))
+            running.add(in_child(*todo.pop(0), base, target, learning=learning))
         pid, _ = os.wait()
         running.discard(pid)
         print(f"\r{len(work) - len(todo) - len(running)} of {len(work)}", end="", file=sys.stderr, flush=True)
@@ -238,6 +253,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--fault", action="append", choices=ALL, help="only this fault; repeatable")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time")
+    parser.add_argument("--learning", action="store_true", help="let runs learn, and meet faults at that")
     parser.add_argument("--folder", type=Path, help="keep files of failed seeds here")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -250,14 +266,16 @@ def main() -> int:
         make_target(target)
         os._exit(0)
     os.waitpid(pid, 0)
-    references = {kind: calm_run(base, target, kind) for kind in CALM}
+    faults = options.fault or ALL
+    learns = options.learning or {LEARNING_KILLED, ROUND_KILLED} & set(faults)
+    references = {kind: calm_run(base, target, kind) for kind in CALM if kind != LEARNED or learns}
     for reference in references.values():
         if not reference.completed:
             print(f"the run without faults did not complete: {reference}; files are in {base}", file=sys.stderr)
             return 2
-    faults = options.fault or ALL
     seeds = range(options.first, options.first + options.seeds)
-    outcomes = run_all([(fault, seed) for seed in seeds for fault in faults], base, target, options.jobs)
+    work = [(fault, seed) for seed in seeds for fault in faults]
+    outcomes = run_all(work, base, target, options.jobs, learning=options.learning)
     rows = table(outcomes, references)
     if options.json:
         print(json.dumps({"reference_s": [known.seconds for known in references.values()], "rows": rows}))
@@ -300,6 +318,7 @@ def preload() -> None:
     for name in (
         "transformers.models.llama.modeling_llama",
         "factory.extraction.extract",
+        "factory.learning.learn",
         "factory.pipeline",
         "factory.target.model",
         "workers.flow.submit",

@@ -84,6 +84,24 @@ class Cluster:
             "EVALUATION__MAX_NEW_TOKENS": "8",
         }
 
+    def learn(self) -> None:
+        """Let the run learn: seven rounds, each of a few parts, so that there is much to lose."""
+        self.settings |= {
+            "LEARNING__ROUNDS": "6",
+            "LEARNING__PAIRS_PER_PART": "2",
+            "LEARNING__RESPONSE_TOKENS": "4",
+            "LEARNING__VALIDATE_EVERY": "3",
+        }
+
+    def await_round(self, number: int) -> None:
+        """Wait until so many rounds of learning are taken, by every style; not for ever."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            pages = self.ledger().pages
+            if all(len(page.listing().numbers("round")) >= number or page.result for page in pages):
+                return
+            time.sleep(0.02)
+
     # ---- the teacher's endpoint
 
     def start_endpoint(self, style: str, fail: float) -> None:
@@ -266,14 +284,17 @@ class Cluster:
 
 
 def slow_down(seed: float) -> None:
-    """Make extraction take a while, so that faults meet it at work."""
+    """Make extraction and learning take a while, so that faults meet them at work."""
     import workers.gpu
 
     rng = random.Random(seed)
-    step = workers.gpu.extract_step
 
-    def slow(*args: object) -> None:
-        time.sleep(rng.uniform(0.05, 0.35))
-        step(*args)
+    def slowed(step: Callable[..., None]) -> Callable[..., None]:
+        def slow(*args: object) -> None:
+            time.sleep(rng.uniform(0.05, 0.35))
+            step(*args)
 
-    workers.gpu.extract_step = slow
+        return slow
+
+    workers.gpu.extract_step = slowed(workers.gpu.extract_step)
+    workers.gpu.learn_part_step = slowed(workers.gpu.learn_part_step)

@@ -166,20 +166,64 @@ def kill_evaluation(cluster: Cluster) -> None:
     number = cluster.rng.randint(0, 2)
 
     def sabotage() -> None:
-        from factory.run.ledger import Ledger
-
-        count, plain = [0], Ledger.record
-
-        def record(self: Ledger, style: str, step: str, *rest: object, **named: object) -> None:
-            if step == "evaluated":
-                if count[0] == number:
-                    os.kill(os.getpid(), KILL)
-                count[0] += 1
-            plain(self, style, step, *rest, **named)
-
-        Ledger.record = record
+        _die_before_writing_down("evaluated", number)
 
     _restart_with(cluster, sabotage)
+
+
+LEARNING_KILLED = "gpu worker killed before a gradient is noted"
+
+
+@fault(LEARNING_KILLED)
+def kill_learning(cluster: Cluster) -> None:
+    """Both gpu workers die with a part of a round read and not yet written down."""
+    number = cluster.rng.randint(0, 3)
+
+    def sabotage() -> None:
+        _die_before_writing_down("gradient", number)
+
+    _restart_with(cluster, sabotage)
+
+
+ROUND_KILLED = "reduce worker killed before a round is sent"
+
+
+@fault(ROUND_KILLED)
+def kill_round(cluster: Cluster) -> None:
+    """The reduce worker dies with a round taken, and the next one not yet sent."""
+    number = cluster.rng.randint(0, 3)
+
+    def sabotage() -> None:
+        import workers.reduce
+
+        count, plain = [0], workers.reduce._send_round
+
+        def send(*what: object) -> None:
+            if count[0] == number:
+                os.kill(os.getpid(), KILL)
+            count[0] += 1
+            plain(*what)
+
+        workers.reduce._send_round = send
+
+    cluster.kill_worker("reduce", TERM)
+    cluster.start_worker("reduce", sabotage)
+
+
+def _die_before_writing_down(step: str, number: int) -> None:
+    """Let this worker kill itself when it would write down its entry ``number`` of ``step``."""
+    from factory.run.ledger import Page
+
+    count, plain = [0], Page._record
+
+    def record(self: Page, at: str, *rest: object) -> None:
+        if at == step:
+            if count[0] == number:
+                os.kill(os.getpid(), KILL)
+            count[0] += 1
+        plain(self, at, *rest)
+
+    Page._record = record
 
 
 # These faults are a matter of how the run is started; see __main__.
@@ -191,13 +235,13 @@ MIXED = "mixed"
 ALL = [*FAULTS, DUPLICATES, ENQUEUER, TEACHER, GENERATE, MIXED]
 
 
-def mixture(rng: random.Random, *, teacher: bool, evaluated: bool) -> list[str]:
-    """Two or three faults, one after the other; ``teacher``, ``evaluated``: whose worker can die at that."""
-    left_out = {"broker SIGKILL, 15 s"}
-    left_out |= set() if teacher else {TEACHER_KILLED}
-    left_out |= set() if evaluated else {EVALUATION_KILLED}
-    names = [name for name in FAULTS if name not in left_out]
+OWN = {TEACHER_KILLED: "taught", EVALUATION_KILLED: "evaluated", LEARNING_KILLED: "learned", ROUND_KILLED: "learned"}
+
+
+def mixture(rng: random.Random, kind: str) -> list[str]:
+    """Two or three faults, one after the other; some meet only one ``kind`` of run."""
+    names = [name for name in FAULTS if OWN.get(name, kind) == kind and name != "broker SIGKILL, 15 s"]
     chosen = rng.sample(names, rng.randint(2, 3))
-    if evaluated and EVALUATION_KILLED not in chosen:  # every evaluation meets its own fault
+    if kind == "evaluated" and EVALUATION_KILLED not in chosen:  # every evaluation meets its own fault
         chosen[0] = EVALUATION_KILLED
     return chosen
