@@ -96,6 +96,10 @@ def _explain(found: Estimate, job: Job) -> list[str]:
     lines += found.notes
     lines.append(f"target model, one worker, without the evaluation: {_time(found.reading)}")
     lines.append(f"  {found.reading.basis}")
+    if found.learning:
+        rounds = job.settings.learning.rounds
+        lines.append(f"learning, one worker, {rounds} rounds per style if no validation stops: {_time(found.learning)}")
+        lines.append(f"  {found.learning.basis}")
     if cap is not None and high is not None and high > cap:
         lines.append(f"max_cost_usd {cap:g} may stop it: what is done is kept, and 'svf resume' goes on")
     return lines

@@ -35,8 +35,7 @@ class Schedule:
     def of(cls, pairs: Sequence[ContrastivePair], learning: Learning) -> Schedule:
         """Cut ``pairs``; which ones validate does not depend on their order."""
         ordered = _shuffled(pairs, f"{learning.seed} validation")
-        share = round(learning.validation_share * len(pairs)) if len(pairs) >= FEWEST else 0
-        n_validating = min(share, learning.validation_limit)
+        n_validating = _count_validating(len(pairs), learning)
         return cls(learning, tuple(ordered[n_validating:]), tuple(ordered[:n_validating]))
 
     def parts(self, number: int) -> list[Part]:
@@ -56,6 +55,19 @@ class Schedule:
         epochs = {place // len(self.taught) for place in places}
         order = {epoch: _shuffled(self.taught, f"{self.learning.seed} {epoch}") for epoch in epochs}
         return tuple(order[place // len(self.taught)][place % len(self.taught)] for place in places)
+
+
+def count_passes(n_pairs: int, learning: Learning) -> tuple[int, int]:
+    """How many passes over one pair learning takes at most: with a gradient, and to validate."""
+    n_validating = _count_validating(n_pairs, learning)
+    validations = learning.rounds // learning.validate_every + 1 + (learning.rounds % learning.validate_every > 0)
+    return learning.rounds * min(learning.pairs_per_round, n_pairs - n_validating), validations * n_validating
+
+
+def _count_validating(n_pairs: int, learning: Learning) -> int:
+    if n_pairs < FEWEST:
+        return 0
+    return min(round(learning.validation_share * n_pairs), learning.validation_limit)
 
 
 def _cut(pairs: Sequence[ContrastivePair], size: int) -> list[tuple[ContrastivePair, ...]]:

@@ -14,9 +14,10 @@ from factory.config import Settings
 from factory.evaluation.judged import count_judged
 from factory.evaluation.spec import EvaluationSpec
 from factory.pairs.styles import Style
+from factory.planning.learning_time import estimate_learning
 from factory.planning.notices import describe_gaps, describe_starter, merge_repeats
 from factory.planning.reading_time import ReadingTime, estimate_reading, tokens_a_pair, usual_lengths
-from factory.planning.specify import plan_evaluation, plan_extraction, plan_teacher
+from factory.planning.specify import plan_evaluation, plan_extraction, plan_learning, plan_teacher
 from factory.planning.supply import Supply, asked_questions, find_supply, request_style
 from factory.store import Store
 from factory.teacher.client import build_request, request_key, stored_reply
@@ -57,7 +58,8 @@ class StyleEstimate:
 class Estimate:
     """What a run will take, and in ``notes`` what a person should know beside the figures.
 
-    ``reading``: seconds of one worker with the target model, without the evaluation.
+    ``reading``: seconds of one worker with the target model, without learning and evaluation;
+    ``learning``: those of the rounds, None without any.
     """
 
     teacher_model: str
@@ -65,6 +67,7 @@ class Estimate:
     price_source: str
     minutes_by_rate: float | None
     reading: ReadingTime
+    learning: ReadingTime | None
     repeated_questions: dict[str, str]
     asked_questions: dict[str, str]
     notes: list[str]
@@ -93,15 +96,17 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
     Raises:
         ConfigError: as for planning the run, but no key is needed.
     """
-    teacher, extraction = plan_teacher(settings), plan_extraction(settings)
+    teacher, extraction, learning = plan_teacher(settings), plan_extraction(settings), plan_learning(settings)
     requests = [request_style(settings, name, limit) for name in settings.styles]
     supplies = [find_supply(settings, request, output) for request in requests]
     asked = asked_questions(settings, supplies)
     evaluation = plan_evaluation(settings, asked) if settings.output_config.generate_analysis_reports else None
     usual = min(teacher.max_response_tokens, likely_tokens(USUAL_ANSWER))
-    styles = []
+    styles, lessons = [], []
     for request, supply in zip(requests, supplies, strict=True):
-        read = tokens_a_pair(extraction, *usual_lengths(supply.pairs, usual))
+        lengths = usual_lengths(supply.pairs, usual)
+        read = tokens_a_pair(extraction, *lengths)
+        lessons.append((len(supply.pairs) + len(supply.missing), lengths[1]))
         styles.append(_estimate_style(Asking(teacher, store, usual), request.style, supply, evaluation, read))
     calls = sum(style.calls for style in styles)
     rate = settings.calls_per_minute
@@ -111,6 +116,7 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
         requested_model=teacher.requested_model,
         price_source=price_source(teacher),
         minutes_by_rate=round(calls / rate, 1) if rate and calls else None,
+        learning=estimate_learning(settings, extraction, learning, store, lessons) if learning else None,
         reading=estimate_reading(settings, extraction, store, n_pairs=n_pairs, tokens=tokens),
         repeated_questions=merge_repeats(supplies),
         asked_questions=asked,

@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -71,34 +71,41 @@ def estimate_reading(
     """How long one worker reads ``n_pairs`` of ``tokens`` in all, from the best knowledge at hand."""
     if not n_pairs:
         return ReadingTime(0.0, 0.0, "there is nothing to read")
-    rates = sorted(measured_rates(spec, store))
+    rates = sorted(measured_rates(store, lambda ledger: _seconds(ledger, spec)))
     if rates:
-        low, high = rates[len(rates) // 10], rates[-1 - len(rates) // 10]
-        basis = f"measured: {len(rates)} batches in this store with the same model, layers and recipe"
-        if len(rates) < FEW:
-            low, high = low / 2, high * 2
-            basis += "; they are few, so half and twice that"
-        return ReadingTime(low * n_pairs, high * n_pairs, basis)
+        return at_rates(rates, n_pairs, "batches in this store with the same model, layers and recipe")
     return computed(settings, spec, tokens)
 
 
-def measured_rates(spec: ExtractionSpec, store: Store) -> Iterator[float]:
-    """Seconds a pair, of batches that were read by runs like this one."""
+def at_rates(rates: Sequence[float], n_pairs: int, what: str) -> ReadingTime:
+    """The time of ``n_pairs`` at ``rates``, seconds per pair in order; ``what`` was measured."""
+    low, high = rates[len(rates) // 10], rates[-1 - len(rates) // 10]
+    basis = f"measured: {len(rates)} {what}"
+    if len(rates) < FEW:
+        low, high = low / 2, high * 2
+        basis += "; they are few, so half and twice that"
+    return ReadingTime(low * n_pairs, high * n_pairs, basis)
+
+
+def measured_rates(store: Store, rates_of: Callable[[Ledger], Iterator[float]]) -> Iterator[float]:
+    """Seconds per pair, as ``rates_of`` finds them in the newest runs."""
     left = MOST_BATCHES
     for run in list_runs(store)[: -MOST_RUNS - 1 : -1]:
-        ledger = Ledger(store, run)
         try:
-            if ledger.spec.extraction != spec:
-                continue
-            for page in ledger.pages:
-                for entry in page.all_extracted():
-                    if entry.seconds and entry.n_pairs:
-                        yield entry.seconds / entry.n_pairs
-                        left -= 1
+            for rate in rates_of(Ledger(store, run)):
+                yield rate
+                left -= 1
         except (FactoryError, ValueError):
             continue  # a damaged run, or one of another version: others may know
         if left <= 0:
             return
+
+
+def _seconds(ledger: Ledger, spec: ExtractionSpec) -> Iterator[float]:
+    """Seconds per pair of the batches of a run, if it read as this one will."""
+    if ledger.spec.extraction == spec:
+        for page in ledger.pages:
+            yield from (e.seconds / e.n_pairs for e in page.all_extracted() if e.seconds and e.n_pairs)
 
 
 def computed(settings: Settings, spec: ExtractionSpec, tokens: float) -> ReadingTime:

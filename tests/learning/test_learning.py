@@ -13,7 +13,7 @@ from factory.learning.learn import learn_vector, learnable_pairs, read_part, zer
 from factory.learning.objectives import OBJECTIVES
 from factory.learning.prompts import Prompts
 from factory.learning.reading import ResponseReader
-from factory.learning.schedule import Part, Schedule
+from factory.learning.schedule import Part, Schedule, count_passes
 from factory.learning.spec import Learning
 from factory.learning.state import PartSum, State, start_tensor, take_step
 from factory.vector.steer import add_vector, generate_batch
@@ -201,6 +201,21 @@ def test_all_pairs_have_their_turn_and_none_that_validates_teaches(starter_pairs
     assert len(set(read)) == 40 == len(read)
     assert not {pair.pair_id for pair in schedule.validating} & set(read)
     assert Schedule.of(starter_pairs[::-1], learning) == schedule
+
+
+@pytest.mark.parametrize("rounds", [0, 5, 6, 7])
+@pytest.mark.parametrize("n_pairs", [3, 6, 20, 48])
+def test_the_passes_that_are_counted_are_those_of_the_schedule(rounds, n_pairs, starter_pairs):
+    learning = Learning(rounds=rounds, validation_limit=5)
+    schedule = Schedule.of(starter_pairs[:n_pairs], learning)
+    parts = [part for number in range(rounds + 1) for part in schedule.parts(number)]
+    counted = [sum(len(part.pairs) for part in parts if part.validates is validates) for validates in (False, True)]
+    assert count_passes(n_pairs, learning) == tuple(counted)
+
+
+def test_a_round_with_more_parts_than_places_is_refused():
+    with pytest.raises(ValueError, match="1000 parts"):
+        Learning(pairs_per_round=4000)
 
 
 def test_pairs_that_repeat_others_or_cannot_be_read_teach_nothing(pairs, target):

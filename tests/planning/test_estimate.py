@@ -18,6 +18,7 @@ from factory.planning.plan import plan_run
 from factory.planning.reading_time import count_parameters, tokens_a_pair, usual_lengths
 from factory.planning.specify import plan_evaluation, plan_extraction, plan_teacher
 from factory.run.asking import tighter
+from factory.steps.learn import learn_part_step, missing_places
 from factory.teacher.client import build_request, request_key
 from factory.teacher.judge import judge_prompt, judge_spec
 from factory.teacher.spending import likely_tokens
@@ -157,6 +158,23 @@ def test_runs_of_the_same_kind_in_the_store_say_how_long_it_takes(target_folder,
     assert (found.low, found.high) == pytest.approx((seconds, 4 * seconds))
     other = settings.model_copy(update={"extraction_config": ExtractionSettings(target_layers="0-1")})
     assert "computed" in estimate_run(other, store, tmp_path, limit=12).reading.basis
+
+
+def test_learning_is_computed_until_rounds_in_the_store_say_how_long_they_take(target_folder, tmp_path, store):
+    assert estimate_run(Settings(styles=NEW["styles"]), store, tmp_path).learning is None
+    learning = {"learning": {"rounds": 3, "pairs_per_round": 4, "pairs_per_part": 2, "response_tokens": 6}}
+    ledger, settings = make_run(target_folder, tmp_path, store, NEW["styles"], learning)
+    computed = estimate_run(settings, store, tmp_path, limit=6).learning
+    assert "computed, not measured" in computed.basis
+    page = ledger.of(NEW["styles"][0])
+    places = missing_places(page, 0)
+    for place in places:
+        learn_part_step(page, place, settings)
+    rates = sorted(page.gradient(place).seconds / page.gradient(place).n_pairs for place in places)
+    # of six pairs one validates: 3 rounds with 4 pairs, and validations before the first and after the last
+    found = estimate_run(settings, store, tmp_path, limit=6).learning
+    assert found.basis.startswith("measured: 3 parts of rounds")
+    assert (found.low, found.high) == pytest.approx((14 * rates[0] / 2, 14 * rates[-1] * 2))
 
 
 def test_the_tokens_that_are_expected_are_about_those_that_are_read(starter_pairs, target):
