@@ -9,9 +9,11 @@ In each round, one after another, the same questions are answered by
   steered           the same, each client with a vector of its own (all layers, values and keys).
 Ratios are those of a round, and the median of all rounds is told: of tokens per second, and of tokens per
 CPU second of the process that makes them, which other programs on the machine disturb less. A vector's
-numbers do not change what it costs, so these are random, and small enough that answers stay as long. What
-the server adds to the first token is measured against reading the same questions in one batch in this
-process, and taken from the best round of each, as waiting is what noise adds to.
+numbers do not change what it costs, so these are random, and small enough that answers stay as long.
+
+What the server adds to the first token is measured with one client that asks for one token, again and
+again, in turns with the prefill alone (the same two forward passes, in this process): the least wall and
+CPU milliseconds of each, as noise only adds.
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -51,7 +52,7 @@ class Server:
     """A running ``svf serve``."""
 
     client: httpx2.AsyncClient
-    process: psutil.Process
+    process: int
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ async def ask(client: httpx2.AsyncClient, model: str, question: str, n_tokens: i
     return tokens, first
 
 
-def cpu_seconds(process: psutil.Process) -> float:
-    spent = process.cpu_times()
-    return spent.user + spent.system
+def cpu_seconds(process: int) -> float:
+    """CPU time of all threads of a process so far, finer than the ticks of ``times``."""
+    threads = Path(f"/proc/{process}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 async def burst_of(server: Server, models: Sequence[str], questions: Sequence[str], n_tokens: int) -> Burst:
@@ -120,31 +122,40 @@ async def burst_of(server: Server, models: Sequence[str], questions: Sequence[st
 
 
 def batch_of(target: Target, questions: Sequence[str], n_tokens: int) -> Burst:
-    """The same by ``generate_batch``, and by its two forward passes to the first token."""
+    """The same by ``generate_batch``."""
     conversations = [conversation(question) for question in questions]
-    started = time.perf_counter()
-    first_tokens(target, questions)
-    first = time.perf_counter() - started
-    started, spent = time.perf_counter(), time.process_time()
+    started, spent = time.perf_counter(), cpu_seconds(os.getpid())
     answers = generate_batch(target, conversations, max_new_tokens=n_tokens, min_new_tokens=n_tokens)
-    seconds, spent = time.perf_counter() - started, time.process_time() - spent
-    return Burst(n_tokens * len(answers), seconds, spent, [first] * len(answers))
+    seconds, spent = time.perf_counter() - started, cpu_seconds(os.getpid()) - spent
+    return Burst(n_tokens * len(answers), seconds, spent, [])
 
 
 @torch.inference_mode()
-def first_tokens(target: Target, questions: Sequence[str]) -> list[int]:
-    """The prefill of all questions in one batch, and nothing else."""
-    ids, mask = left_padded(target, [[*target.prompt_ids(conversation(q)), target.neutral_id] for q in questions])
+def prefill_of(target: Target, question: str) -> Burst:
+    """The prefill of one question and its first token, and nothing else."""
+    ids, mask = left_padded(target, [[*target.prompt_ids(conversation(question)), target.neutral_id]])
+    started, spent = time.perf_counter(), cpu_seconds(os.getpid())
     cache = steered_cache(target, ids, mask, None)
-    positions = (mask.cumsum(dim=1) - 1)[:, -1:]
-    output = target.model(input_ids=ids[:, -1:], attention_mask=mask, position_ids=positions, past_key_values=cache)
-    return output.logits[:, -1].argmax(dim=-1).tolist()
+    output = target.model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=cache)
+    output.logits[:, -1].argmax().item()
+    return Burst(1, time.perf_counter() - started, cpu_seconds(os.getpid()) - spent, [])
 
 
-def added_per_request(bursts: Sequence[Burst], prefills: Sequence[Burst]) -> float:
-    """Milliseconds by which the last first token comes later than from the prefill alone, per request."""
-    latest, bare = (min(max(burst.first_tokens) for burst in ones) for ones in (bursts, prefills))
-    return 1000 * (latest - bare) / len(bursts[0].first_tokens)
+async def measure_first_token(server: Server, target: Target, repeats: int) -> dict[str, dict[str, float]]:
+    """The least milliseconds to one token: of the prefill alone, and through the server."""
+    question, models = "How does photosynthesis work?", {"unsteered": target.name, "steered": f"{target.name}:v0"}
+    found: dict[str, list[Burst]] = {"prefill": [], **{way: [] for way in models}}
+    for _ in range(repeats):
+        found["prefill"].append(await asyncio.to_thread(prefill_of, target, question))
+        for way, model in models.items():
+            found[way].append(await burst_of(server, [model], [question], 1))
+    return {
+        way: {
+            "wall_ms": 1000 * min(burst.seconds for burst in bursts),
+            "cpu_ms": 1000 * min(burst.cpu_seconds for burst in bursts),
+        }
+        for way, bursts in found.items()
+    }
 
 
 Round = dict[int, dict[str, Burst]]  # by clients and way
@@ -192,29 +203,35 @@ def row_of(count: int, rounds: Sequence[Round]) -> dict:
             | {"fewest_clients": ratio("steered", of, alone)}
             for of in ("speed", "cpu_speed")
         },
-        "first_token_s": {way: min(statistics.median(burst.first_tokens) for burst in bursts[way]) for way in WAYS},
-        "added_first_token_ms": {way: added_per_request(bursts[way], bursts["generate_batch"]) for way in WAYS[1:]},
+        "first_token_s": {way: min(statistics.median(burst.first_tokens) for burst in bursts[way]) for way in WAYS[1:]},
     }
 
 
-def table(rows: list[dict]) -> str:
-    names = ["clients", "generate_batch, tokens/s", "unsteered", "steered", "of unsteered", "of generate_batch"]
-    names += ["of the fewest clients", "first token, s", "added, ms per request"]
+def table(found: dict) -> str:
+    names = ["clients", "generate_batch", "unsteered", "steered", "of unsteered", "of generate_batch"]
+    names += ["of the fewest clients", "first token, s"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in rows:
+    for row in found["rows"]:
+        speed, cpu = row["tokens_per_second"], row["tokens_per_cpu_second"]
+        cells = [str(row["clients"]), *(f"{speed[way]:.1f} ({cpu[way]:.1f})" for way in WAYS)]
         wall, cpu = row["steered_of"]["speed"], row["steered_of"]["cpu_speed"]
-        cells = [str(row["clients"]), *(f"{row['tokens_per_second'][way]:.1f}" for way in WAYS)]
         cells += [
             f"{wall[other]:.2f} ({cpu[other]:.2f})" for other in ("unsteered", "generate_batch", "fewest_clients")
         ]
-        cells += [f"{row['first_token_s']['steered']:.3f}", f"{row['added_first_token_ms']['steered']:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "In brackets: by CPU seconds."])
+        lines.append("| " + " | ".join([*cells, f"{row['first_token_s']['steered']:.3f}"]) + " |")
+    lines += ["", "Tokens per second, and in brackets per CPU second.", ""]
+    lines += [
+        f"one token, {way}: {took['wall_ms']:.1f} ms ({took['cpu_ms']:.1f})" for way, took in found["one_token"].items()
+    ]
+    return "\n".join(lines)
 
 
-async def measure_at(url: str, process: psutil.Process, target: Target, options: argparse.Namespace) -> list[Round]:
+async def measure_all(url: str, process: int, target: Target, options: argparse.Namespace) -> dict:
     async with httpx2.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=600) as client:
-        return await measure(Server(client, process), target, options)
+        server = Server(client, process)
+        rounds = await measure(server, target, options)
+        one_token = await measure_first_token(server, target, options.first_tokens)
+    return {"rows": [row_of(count, rounds) for count in options.clients], "one_token": one_token}
 
 
 def main() -> int:
@@ -222,6 +239,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, action="append", help="how many ask at once; repeatable")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--first-tokens", type=int, default=20, help="how often one token is asked for")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the model, in both processes")
     parser.add_argument("--model", default=BUILT_IN)
     parser.add_argument("--json", action="store_true")
@@ -234,11 +252,10 @@ def main() -> int:
         words = ("--target", options.model, "--max-batch", str(max(options.clients)))
         environment = {"OMP_NUM_THREADS": str(options.threads)}
         with served(folder, *words, environment=environment) as (url, process):
-            rounds = asyncio.run(measure_at(url, psutil.Process(process.pid), target, options))
-    rows = [row_of(count, rounds) for count in options.clients]
+            found = asyncio.run(measure_all(url, process.pid, target, options))
     about = {"cpus": os.cpu_count(), "threads": options.threads, "load": os.getloadavg()[0], "torch": torch.__version__}
     asked = {"model": options.model, "tokens": options.tokens, "rounds": options.rounds}
-    print(json.dumps({"machine": about, "asked": asked, "rows": rows}) if options.json else table(rows))
+    print(json.dumps({"machine": about, "asked": asked} | found) if options.json else table(found))
     return 0
 
 
