@@ -6,7 +6,6 @@ runs twice, another style of the run and a resume find them there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,12 +91,6 @@ def _generate(target: Target, questioning: Questioning) -> list[str]:
 
 def _budgets(target: Target, questioning: Questioning) -> PhaseBudgets:
     return PhaseBudgets(target, thought_tokens=questioning.thought_tokens, answer_tokens=questioning.max_new_tokens)
-
-
-def perplexities(target: Target, questions: Sequence[str], answers: Sequence[str]) -> list[float | None]:
-    """How surprised the unsteered model is by each answer: exp of the mean loss per token; None if empty."""
-    found = losses(target, questions, answers)
-    return [None if loss is None else round(math.exp(loss), 3) for loss in found]
 
 
 @torch.inference_mode()

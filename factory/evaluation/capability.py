@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from factory.evaluation.figures import Capability
+
 
 @dataclass(frozen=True)
 class ExactQuestion:
@@ -32,7 +34,18 @@ EXACT_QUESTIONS = (
 )
 
 
-def share_right(answers: Sequence[str]) -> float:
-    """Share of right ones among the ``answers`` to :data:`EXACT_QUESTIONS`, in their order."""
-    right = [bool(re.search(exact.answer, said)) for exact, said in zip(EXACT_QUESTIONS, answers, strict=True)]
-    return round(sum(right) / len(right), 4)
+def are_right(answers: Sequence[str]) -> list[bool]:
+    """Which of the ``answers`` to :data:`EXACT_QUESTIONS` are right, in their order."""
+    return [bool(re.search(exact.answer, said)) for exact, said in zip(EXACT_QUESTIONS, answers, strict=True)]
+
+
+def compare_right(unsteered: Sequence[bool], steered: Sequence[bool]) -> Capability:
+    """What steering does to right answers, question by question."""
+    n = len(unsteered)
+    return Capability(
+        n=n,
+        unsteered=round(sum(unsteered) / n, 4),
+        steered=round(sum(steered) / n, 4),
+        won=sum(after and not before for before, after in zip(unsteered, steered, strict=True)),
+        lost=sum(before and not after for before, after in zip(unsteered, steered, strict=True)),
+    )

@@ -9,7 +9,16 @@ from pydantic import Field, ValidationError
 
 from factory.errors import VectorError
 from factory.evaluation.cell import Cell
-from factory.evaluation.figures import Capability, CellFigures, Interval, JudgeScores, Reading, Scope, StateFigures
+from factory.evaluation.figures import (
+    Capability,
+    CellFigures,
+    Check,
+    Interval,
+    JudgeScores,
+    Reading,
+    Scope,
+    StateFigures,
+)
 from factory.frozen import Record, first_fault
 
 KEY = "evaluation"  # in the metadata
@@ -20,6 +29,7 @@ class Evaluation(Record):
 
     ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
     ``interval`` its 95 % interval; ``marker_gain`` the gain in markers per answer.
+    ``verdict`` is in five words at most, ``reason`` says why, ``checks`` are the rules that it follows.
     ``measured`` holds the figures of each state of the model, ``cells`` those of the cells that
     answered, ``gate`` what the probe read of every cell; ``specificity`` the share of steered answers by
     style's markers; ``judged`` a judge's scores of each state, if one was asked.
@@ -33,7 +43,9 @@ class Evaluation(Record):
     marker_gain: float
     marker_interval: Interval
     verdict: str
+    reason: str = ""
     advice: str
+    checks: tuple[Check, ...] = ()
     measured: dict[str, StateFigures]
     cells: tuple[CellFigures, ...]
     gate: tuple[Reading, ...]

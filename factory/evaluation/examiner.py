@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from factory.errors import ConfigError
-from factory.evaluation.answers import Questioning, ask, perplexities
-from factory.evaluation.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, share_right
+from factory.evaluation.answers import Questioning, ask
+from factory.evaluation.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, are_right, compare_right
 from factory.evaluation.cell import Cell
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.figures import Capability, Reading
 from factory.evaluation.judged import Scorer
 from factory.evaluation.parts import Answered, PartResult, PartsDone, Tried, Untried
 from factory.evaluation.probe import Probe, apply_cell, layers_of
+from factory.evaluation.relevance import surprises_of
 from factory.evaluation.score import score
 from factory.evaluation.spec import BASELINES, EvaluationSpec
 from factory.evaluation.verdict import choose_cell, conclude, specificity_of
@@ -37,8 +38,8 @@ from factory.target.model import Target
 from factory.vector.steer import Steering
 from factory.vector.vector import SteeringVector
 
-SURPRISED = ("unsteered", "prompted", "steered")  # parts whose perplexity is measured
-SAMPLE = 8  # answers whose perplexity is measured: reading them costs as much as giving them
+SURPRISED = ("unsteered", "prompted", "steered")  # parts whose answers the unsteered model reads
+SAMPLE = 8  # answers that it reads, each after three questions: that costs more than giving them
 ENOUGH = math.log(0.5)  # log-probability of the openings above which more strength adds loops only
 
 
@@ -126,8 +127,8 @@ class Examiner:
         questioning = Questioning(questions, self.spec.max_new_tokens, steering, system)
         answers = ask(self.target, questioning, self.store)
         sample = slice(SAMPLE if part in SURPRISED else 0)
-        surprise = perplexities(self.target, questions[sample], answers[sample])
-        figures, key = score(answers, self.style, surprise), questioning.key(self.target)
+        surprises = surprises_of(self.target, questions[sample], answers[sample])
+        figures, key = score(answers, self.style, surprises), questioning.key(self.target)
         if self.scorer is None:
             return Answered(figures=figures, answers=key)
         judged, cost = self.scorer(questions, answers)
@@ -143,11 +144,11 @@ class Examiner:
 
     def _capability(self, cell: Cell) -> Capability:
         questions = tuple(exact.question for exact in EXACT_QUESTIONS)
-        shares = {}
-        for name, steering in {"unsteered": None, "steered": self._steering("steered", cell)}.items():
-            questioning = Questioning(questions, EXACT_ANSWER_TOKENS, steering)
-            shares[name] = share_right(ask(self.target, questioning, self.store))
-        return Capability(n=len(questions), **shares)
+        unsteered, steered = (
+            are_right(ask(self.target, Questioning(questions, EXACT_ANSWER_TOKENS, steering), self.store))
+            for steering in (None, self._steering("steered", cell))
+        )
+        return compare_right(unsteered, steered)
 
 
 def rank(readings: Sequence[Reading], count: int) -> list[Reading]:

@@ -17,7 +17,10 @@ class StateFigures(Record):
 
     ``share``: answers in the style, with its ``interval``; ``markers`` and ``words`` per answer;
     ``distinct_4grams`` (share of 4-grams of words said once) and ``loops`` (share of answers) tell
-    fluency; ``perplexity``: the median under the unsteered model, where it was measured.
+    fluency; ``perplexity``: the median under the unsteered model, and ``relevance``: the mean, in nats per
+    token, by which an answer is likelier after its own question than after others, where they were measured;
+    ``repeated_sentences``: the share of sentences that another answer has, ``stock_phrases``: that of an
+    answer's phrases which several have.
     """
 
     n: int
@@ -28,13 +31,20 @@ class StateFigures(Record):
     distinct_4grams: float
     loops: float
     perplexity: float | None = None
+    relevance: float | None = None
+    repeated_sentences: float | None = None
+    stock_phrases: float | None = None
 
 
 class AnswerFigures(StateFigures):
-    """Figures with their lists by answer: ``in_style`` 0 or 1, ``shown`` the count of markers."""
+    """Figures with their lists by answer: ``in_style`` 0 or 1, ``shown`` the count of markers.
+
+    ``relevances``: of the first answers, those that were measured; None for an empty one.
+    """
 
     in_style: tuple[int, ...]
     shown: tuple[int, ...]
+    relevances: tuple[float | None, ...] = ()
 
     def summary(self) -> StateFigures:
         """The figures without their lists."""
@@ -68,11 +78,24 @@ class Reading(Record):
 
 
 class Capability(Record):
-    """Share of ``n`` exact questions that were answered right."""
+    """Share of ``n`` exact questions that were answered right.
+
+    ``won`` questions are right only when steered, ``lost`` ones only when not; older files do not say.
+    """
 
     n: int
     unsteered: float
     steered: float
+    won: int | None = None
+    lost: int | None = None
+
+
+class Check(Record):
+    """One rule of the verdict: whether it is ``passed`` (None: not measured), ``said`` with its figures."""
+
+    name: str
+    passed: bool | None
+    said: str
 
 
 class CellFigures(Record):

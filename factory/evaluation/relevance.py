@@ -11,39 +11,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-import torch
-
 from factory.evaluation.answers import losses
+from factory.evaluation.surprise import Surprise
 from factory.target.model import Target
 
 N_OTHERS = 2  # other questions per answer: more cost a forward pass each and change the mean little
-ROWS = 24  # texts per forward pass
+ROWS = 12  # texts per forward pass: their logits are held at once
 
 
 def relevance(target: Target, questions: Sequence[str], answers: Sequence[str]) -> list[float | None]:
     """By how many nats per token each answer is likelier after its own question than after others.
 
-    Around 0 and below: the answer says nothing about its question. None for an empty answer. The other
-    questions are the next ones of the list, so that conditions are compared on the same.
+    Around 0 and below: the answer says nothing about its question. None for an empty answer.
 
     Raises:
         ValueError: a single question, which has no others.
     """
     if len(questions) < 2:
         raise ValueError("relevance needs two questions or more: an answer is held against the questions of others")
-    n_others = min(N_OTHERS, len(questions) - 1)
-    shifts = range(n_others + 1)
+    found = surprises_of(target, questions, answers)
+    return [surprise.relevance if surprise else None for surprise in found]
+
+
+def surprises_of(target: Target, questions: Sequence[str], answers: Sequence[str]) -> list[Surprise | None]:
+    """How the unsteered model reads each answer, after its own question and after others; None for an empty one.
+
+    The other questions are the next ones of the list, so that conditions are compared on the same.
+    """
+    shifts = range(min(N_OTHERS, max(0, len(questions) - 1)) + 1)
     asked = [questions[(at + shift) % len(questions)] for at in range(len(questions)) for shift in shifts]
     said = [answer for answer in answers for _ in shifts]
     found: list[float | None] = []
     for start in range(0, len(asked), ROWS):
-        with torch.inference_mode():
-            found += losses(target, asked[start : start + ROWS], said[start : start + ROWS])
-    groups = [found[at : at + n_others + 1] for at in range(0, len(found), n_others + 1)]
-    return [_gained(group) for group in groups]
+        found += losses(target, asked[start : start + ROWS], said[start : start + ROWS])
+    return [_surprise(found[at : at + len(shifts)]) for at in range(0, len(found), len(shifts))]
 
 
-def _gained(group: Sequence[float | None]) -> float | None:
-    """The loss after other questions less that after the answer's own, which comes first."""
-    known = [loss for loss in group if loss is not None]
-    return round(fmean(known[1:]) - known[0], 4) if known else None
+def _surprise(found: Sequence[float | None]) -> Surprise | None:
+    """Of the losses after the answer's own question, which comes first, and after others."""
+    known = [loss for loss in found if loss is not None]
+    return Surprise(known[0], fmean(known[1:]) if known[1:] else None) if known else None

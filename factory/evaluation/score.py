@@ -7,15 +7,19 @@ from statistics import fmean, median
 
 from factory.evaluation.bootstrap import bootstrap_interval, gain_interval, share_interval
 from factory.evaluation.figures import AnswerFigures, Interval
+from factory.evaluation.repetition import repeated_sentences, stock_phrases
+from factory.evaluation.surprise import Surprise
 from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.styles import Style
 
 
-def score(answers: Sequence[str], style: Style, surprise: Sequence[float | None] = ()) -> AnswerFigures:
-    """Figures of ``answers``; ``surprise`` is their perplexity under the unsteered model."""
+def score(answers: Sequence[str], style: Style, surprises: Sequence[Surprise | None] = ()) -> AnswerFigures:
+    """Figures of ``answers``; ``surprises``: how the unsteered model reads the first of them."""
     shown = [style.count_markers(answer) for answer in answers]
     in_style = [int(style.is_shown_in(answer)) for answer in answers]
-    known = [value for value in surprise if value is not None]
+    read = [surprise for surprise in surprises if surprise]
+    relevances = tuple(surprise.relevance if surprise else None for surprise in surprises)
+    relevant = [value for value in relevances if value is not None]
     return AnswerFigures(
         n=len(answers),
         share=round(fmean(in_style), 4),
@@ -24,9 +28,13 @@ def score(answers: Sequence[str], style: Style, surprise: Sequence[float | None]
         words=round(fmean(len(answer.split()) for answer in answers), 2),
         distinct_4grams=round(fmean(map(distinct_ngrams, answers)), 4),
         loops=round(fmean(map(is_looping, answers)), 4),
-        perplexity=round(median(known), 3) if known else None,
+        perplexity=round(median(surprise.perplexity for surprise in read), 3) if read else None,
+        relevance=round(fmean(relevant), 4) if relevant else None,
+        repeated_sentences=repeated_sentences(answers),
+        stock_phrases=stock_phrases(answers),
         in_style=tuple(in_style),
         shown=tuple(shown),
+        relevances=relevances,
     )
 
 

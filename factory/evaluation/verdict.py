@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from factory.evaluation.evaluation import KEY, Evaluation
-from factory.evaluation.figures import AnswerFigures, Interval, Scope
+from factory.evaluation.figures import AnswerFigures, Check, Interval, Scope
 from factory.evaluation.parts import PartsDone, Tried
+from factory.evaluation.rules import (
+    STRONG,
+    Gains,
+    check_fluency,
+    check_relevance,
+    check_repetition,
+    check_right_answers,
+    check_style,
+    judge,
+    reason_of,
+)
 from factory.evaluation.score import gain
 from factory.evaluation.spec import BASELINES, CONTROLS, EvaluationSpec
 from factory.pairs.styles import Style
@@ -15,8 +26,6 @@ from factory.vector.recommendation import Recommendation, without_recommendation
 from factory.vector.vector import SteeringVector
 
 STATES = (*BASELINES, "steered", *CONTROLS)  # of the model, in the order in which they are shown
-STRONG = 0.3  # gain in the share of answers in the style from which a vector "steers"
-
 STRONGER = "Try higher strengths, more layers (target_layers: all), or more steered positions."
 WEAKER = "Its answers loop too often: evaluate lower strengths or fewer positions."
 
@@ -24,6 +33,13 @@ NOTHING = (
     "Extract more layers (target_layers: all), try another recipe (fewshot or response_mean with n_tokens: 4), "
     "add pairs, ask more held-out questions (evaluation.limit), or widen evaluation.strengths."
 )
+ADVICE = {
+    "steers": "",
+    "steers, but loops": WEAKER,
+    "steers, but off its questions": "Evaluate lower strengths or fewer layers: what is added drowns the question.",
+    "steers, but repeats itself": "Add pairs whose answers differ more, or evaluate lower strengths.",
+    "steers, but loses right answers": "Evaluate lower strengths or fewer layers, or use it where style matters most.",
+}
 NOT_MEASURED = "not measured"
 NO_MARKERS = "The style has no markers, so that no answer can be told to be in it: add 'markers' to its file."
 
@@ -55,11 +71,16 @@ def conclude(style: Style, spec: EvaluationSpec, done: PartsDone, specificity: d
         raise ValueError("a verdict needs every part, and capability is missing")
     effect, interval = gain(steered.in_style, unsteered.in_style)
     marker_gain, marker_interval = gain(steered.shown, unsteered.shown)
-    if style.markers:
-        gains = Gains(effect, interval, marker_interval, *_above_random(spec, steered, random))
-        verdict, advice = verdict_of(gains, steered.loops, spec.max_loops)
-    else:
-        verdict, advice = NOT_MEASURED, NO_MARKERS
+    gains = Gains(effect, interval, marker_interval, *_above_random(spec, steered, random))
+    checks = (
+        check_style(gains) if style.markers else Check(name="style", passed=None, said=NO_MARKERS),
+        check_fluency(steered, spec.max_loops),
+        check_relevance(steered, unsteered),
+        check_repetition(steered, unsteered),
+        check_right_answers(done.capability),
+    )
+    verdict = judge(gains, checks) if style.markers else NOT_MEASURED
+    advice = advise(verdict, gains, loops=not checks[1].passed, prompted=states["prompted"].figures.share)
     chosen = choose_cell(done.cells, spec)
     return Evaluation(
         style=style.name,
@@ -70,7 +91,9 @@ def conclude(style: Style, spec: EvaluationSpec, done: PartsDone, specificity: d
         marker_gain=marker_gain,
         marker_interval=marker_interval,
         verdict=verdict,
-        advice=_advise(advice, verdict, states["prompted"].figures.share),
+        reason=reason_of(checks) if style.markers else NO_MARKERS,
+        advice=advice if style.markers else NO_MARKERS,
+        checks=checks,
         measured={name: states[name].figures.summary() for name in STATES},
         cells=tuple(cell.summary() for cell in done.cells),
         gate=done.cells[0].gate,
@@ -86,28 +109,6 @@ def conclude(style: Style, spec: EvaluationSpec, done: PartsDone, specificity: d
     )
 
 
-def _advise(advice: str, verdict: str, prompted: float) -> str:
-    """The advice, and whether the model shows the style at all when it is asked for it in words."""
-    if verdict == "no effect" and prompted < STRONG:
-        return f"{advice} Even asked for it in words, this model shows the style in {prompted:.0%} of answers."
-    return advice
-
-
-@dataclass(frozen=True)
-class Gains:
-    """What steering gains on paired questions: over the unsteered model, and over a random vector of equal norms.
-
-    ``effect``: in the share of answers in the style, with its ``interval``; ``markers``: the interval of
-    the gain in markers per answer; ``over_random`` and ``markers_over_random``: both over the random vector.
-    """
-
-    effect: float
-    interval: Interval
-    markers: Interval
-    over_random: Interval
-    markers_over_random: Interval
-
-
 def _above_random(spec: EvaluationSpec, steered: AnswerFigures, random: AnswerFigures) -> tuple[Interval, Interval]:
     """Intervals of the gain over the random vector in answers in the style and in markers, on shared questions."""
     asked = spec.questions_of("steered")
@@ -117,24 +118,18 @@ def _above_random(spec: EvaluationSpec, steered: AnswerFigures, random: AnswerFi
     return shares, markers
 
 
-def verdict_of(gains: Gains, loops: float, max_loops: float) -> tuple[str, str]:
-    """A verdict in plain words, and what to try next where it is not the best.
-
-    A vector must do more than the unsteered model does, and more than a random vector of its size.
-    """
-    broken = loops > max_loops
-    in_style = gains.interval[0] > 0 and gains.over_random[0] > 0
-    in_markers = gains.markers[0] > 0 and gains.markers_over_random[0] > 0
-    if in_style and gains.effect >= STRONG:
-        return ("steers, but loops", WEAKER) if broken else ("steers", "")
-    if in_style or in_markers:
-        return (
-            "steers weakly",
-            f"{WEAKER if broken else STRONGER} The recipe response_mean with n_tokens: 4 may do more.",
-        )
-    if gains.interval[0] > 0 or gains.markers[0] > 0:
-        return "no effect", f"A random vector of the same size does as much, within what chance allows. {NOTHING}"
-    return "no effect", f"Nothing that the sweep tried shows the style. {NOTHING}"
+def advise(verdict: str, gains: Gains, *, loops: bool, prompted: float) -> str:
+    """What to try next where the verdict is not the best; ``prompted``: share of prompted answers in the style."""
+    if verdict in ADVICE:
+        return ADVICE[verdict]
+    if verdict == "steers weakly":
+        return f"{WEAKER if loops else STRONGER} The recipe response_mean with n_tokens: 4 may do more."
+    gained = gains.interval[0] > 0 or gains.markers[0] > 0
+    chance = "A random vector of the same size does as much, within what chance allows."
+    advice = f"{chance if gained else 'Nothing that the sweep tried shows the style.'} {NOTHING}"
+    if prompted < STRONG:
+        return f"{advice} Even asked for it in words, this model shows the style in {prompted:.0%} of answers."
+    return advice
 
 
 def add_evaluation(vector: SteeringVector, evaluation: Evaluation) -> SteeringVector:

@@ -8,7 +8,7 @@ import torch
 
 from factory import load_target
 from factory.evaluation.answers import Questioning, ask, losses
-from factory.evaluation.relevance import relevance
+from factory.evaluation.relevance import relevance, surprises_of
 from factory.evaluation.repetition import repeated_sentences, stock_phrases
 from factory.evaluation.thought import Answer, PhaseBudgets, opens_thought, split_thought
 from factory.store import Store
@@ -124,7 +124,6 @@ def test_a_model_that_does_not_think_is_asked_as_ever(target):
 
 
 def test_perplexity_is_the_exponential_of_the_loss(target):
-    from factory.evaluation.answers import perplexities
-
-    (found,) = perplexities(target, QUESTIONS[:1], ["Because of light."])
-    assert found == pytest.approx(math.exp(naive_loss(target, QUESTIONS[0], "Because of light.")), rel=1e-3)
+    (found,) = surprises_of(target, QUESTIONS[:1], ["Because of light."])
+    assert found.relevance is None, "there is no other question"
+    assert found.perplexity == pytest.approx(math.exp(naive_loss(target, QUESTIONS[0], "Because of light.")), rel=1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from math import log
 
 import pytest
 import torch
@@ -18,12 +19,14 @@ from factory.evaluation.bootstrap import bootstrap_interval
 from factory.evaluation.cell import Cell
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.examiner import Examiner, evaluate, random_like
-from factory.evaluation.figures import AnswerFigures, Capability
+from factory.evaluation.figures import AnswerFigures, Capability, Check
 from factory.evaluation.parts import Answered, PartsDone, Tried
 from factory.evaluation.probe import Probe, apply_cell
+from factory.evaluation.rules import Gains, judge
 from factory.evaluation.score import gain, score
 from factory.evaluation.spec import EvaluationSpec
-from factory.evaluation.verdict import Gains, add_evaluation, choose_cell, conclude, specificity_of, verdict_of
+from factory.evaluation.surprise import Surprise
+from factory.evaluation.verdict import add_evaluation, advise, choose_cell, conclude, specificity_of
 from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.styles import Style, load_style
 from factory.planning.specify import plan_evaluation
@@ -122,7 +125,7 @@ def test_a_gain_is_paired_by_question():
 def test_scores_equal_naive_counting():
     style = load_style("step_by_step_reasoning")
     answers = ["Step 1: look.\nStep 2: see.", "Just prose.", "Step 1: only."]
-    figures = score(answers, style, [2.0, None, 4.0])
+    figures = score(answers, style, [Surprise(log(2), None), None, Surprise(log(4), None)])
     assert figures.shown == (2, 0, 1)
     assert figures.in_style == (1, 0, 0)
     assert figures.share == pytest.approx(1 / 3, abs=1e-4)
@@ -250,7 +253,8 @@ SURE, UNSURE = (0.1, 0.9), (-0.1, 0.9)
     ],
 )
 def test_a_verdict_says_what_the_intervals_say(effect, gains, loops, verdict):
-    assert verdict_of(Gains(effect, *gains), loops, 0.1)[0] == verdict
+    checks = [Check(name="fluent", passed=loops <= 0.1, said="")]
+    assert judge(Gains(effect, *gains), checks) == verdict
 
 
 def answered(texts, style):
@@ -310,9 +314,8 @@ def test_the_interval_of_a_share_of_none_or_all_keeps_its_width():
 
 def test_a_weak_vector_is_to_be_added_more_strongly_unless_its_answers_loop_already():
     weakly = Gains(0.1, SURE, SURE, SURE, SURE)
-    (weak, stronger), (looping, weaker) = (verdict_of(weakly, loops, 0.1) for loops in (0.0, 0.2))
-
-    assert weak == looping == "steers weakly"
+    stronger, weaker = (advise("steers weakly", weakly, loops=loops, prompted=1.0) for loops in (False, True))
+    assert judge(weakly, []) == "steers weakly"
     assert "higher strengths" in stronger
     assert "lower strengths" in weaker
     assert "higher strengths" not in weaker
