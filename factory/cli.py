@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from keyword import iskeyword
 
 import click
 from click.exceptions import NoArgsIsHelpError
@@ -34,6 +35,9 @@ COMMANDS = {
     "benchmark": "benchmark",
     "report": "report",
     "export": "vectors",
+    "push": "hub",
+    "pull": "hub",
+    "import": "hub",
     "download": "setup",
     "config": "setup",
     "doctor": "cluster",
@@ -48,7 +52,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"factory.commands.{COMMANDS[cmd_name]}"), cmd_name)
+        function = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(import_module(f"factory.commands.{COMMANDS[cmd_name]}"), function)
         return command
 
 

@@ -47,6 +47,10 @@ class VectorError(ConfigError):
     """A file is not a steering vector, or the vector belongs to another model."""
 
 
+class HubError(VectorError):
+    """A model hub does not have, or does not take, a vector, or cannot be reached."""
+
+
 class BenchmarkError(ConfigError):
     """A benchmark's task or file does not exist or does not hold questions with checkable answers."""
 

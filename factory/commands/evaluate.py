@@ -68,7 +68,10 @@ def evaluate(
     settings = job.settings
     chosen = settings.evaluation.model_copy(update={key: value for key, value in swept.items() if value})
     settings = settings.model_copy(update={"evaluation": chosen})
+    away = [str(path) for path in vectors if not keep and not path.is_file()]
     loaded = [SteeringVector.load(path) for path in vectors]
+    if away:
+        raise ConfigError(f"{', '.join(away)}: no file into which a verdict could be written. Name the file, or --keep")
     styles = {vector.style_name: load_style(vector.style_name, settings.styles_dir) for vector in loaded}
     specs = [plan_evaluation(settings, _asked_by(vector, settings)) for vector in loaded]  # refuses before any is done
     results = []

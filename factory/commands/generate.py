@@ -17,7 +17,7 @@ from factory.extras import require_target
 from factory.log import start_logging
 from factory.planning.plan import Plan, plan_run
 from factory.run.ledger import Ledger
-from factory.target.download import BUILT_IN, built_in_folder
+from factory.target.download import BUILT_IN, built_in_folder, require_model
 
 
 @click.command()
@@ -32,6 +32,7 @@ def generate(job: Job) -> int:
     started = time.monotonic()
     require_target()
     plan = plan_run(job.settings, job.store, job.output, limit=job.limit)  # before anything is written
+    require_model(job.settings.target_model)
     job.output.mkdir(parents=True, exist_ok=True)
     os.environ["FACTORY_LOG"] = str((job.output / LOG_FILE).resolve())
     start_logging(terminal=False)

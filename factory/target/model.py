@@ -26,7 +26,7 @@ from factory.files import sha256_of, today
 from factory.log import log
 from factory.target.anatomy import Anatomy, find_anatomy
 from factory.target.chat import Chat, Message, add_template_of_its_own
-from factory.target.download import BUILT_IN, built_in_folder
+from factory.target.download import BUILT_IN, built_in_folder, require_model
 from factory.target.gguf import check_gguf
 from factory.target.kv import check_cache_support, reading_limits
 from factory.target.revision import folder_revision, revision_of
@@ -205,6 +205,7 @@ def load_target(
     Raises:
         TargetError: the model cannot be found or loaded, or has no KV cache to steer.
     """
+    require_model(name)
     place = choose_device(device)
     options: dict[str, Any] = {
         "dtype": choose_dtype(dtype, place),

@@ -12,11 +12,9 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from factory.errors import VectorError
 from factory.files import write_atomically
+from factory.vector.sources import CARD
 from factory.vector.vector import SteeringVector
-
-CARD = "README.md"
 
 
 def share(vector: SteeringVector, folder: Path) -> Path:
@@ -53,28 +51,9 @@ def model_card(vector: SteeringVector, file_name: str) -> str:
 
 
 def load_shared(source: str | Path) -> SteeringVector:
-    """Load a vector from a file, a folder made by :func:`share`, or a hub id such as ``name/vector``.
+    """Load a vector from a file, a folder made by :func:`share`, or a hub id such as ``name/vector@revision``.
 
     Raises:
-        VectorError: nothing is there, or more than one vector is.
+        VectorError: see :meth:`SteeringVector.load`.
     """
-    path = Path(source)
-    if path.is_file() or path.suffix in (".pt", ".safetensors"):
-        return SteeringVector.load(path)
-    folder = path if path.is_dir() else _download(str(source))
-    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pt"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise VectorError(f"{str(source)!r} should hold one vector, found {names}: name the file itself")
-    return SteeringVector.load(found[0])
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", CARD]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise VectorError(f"{name!r} is no file or folder here, and cannot be fetched from the hub: {reason}") from None
+    return SteeringVector.load(source)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from factory.errors import VectorError
 from factory.files import write_atomically
+from factory.vector.sources import find_vector
 
 FORMAT_VERSION = 1
 LONGEST_NAME = 1000  # characters of a style's or a model's name in a file; sums of vectors have long ones
@@ -191,14 +192,18 @@ class SteeringVector:
     def load(cls, path: str | Path) -> SteeringVector:
         """Read a vector written by :meth:`save`; nothing in the file is executed.
 
+        ``path`` is a file, a folder that holds one vector, or a hub's ``owner/name`` or ``owner/name@revision``.
+
         Raises:
-            VectorError: missing file, or a file that is not a steering vector.
+            VectorError: nothing there, more than one vector, or a file that is not a steering vector.
+            HubError: the repository cannot be fetched.
         """
+        file = find_vector(path)
         try:
-            raw = Path(path).read_bytes()
+            raw = file.read_bytes()
         except OSError as error:
             raise VectorError(f"vector {str(path)!r} cannot be read: {error.strerror}") from None
-        return cls.from_bytes(raw, source=str(path))
+        return cls.from_bytes(raw, source=str(file))
 
     @classmethod
     def from_bytes(cls, raw: bytes, source: str) -> SteeringVector:

@@ -174,7 +174,7 @@ def test_a_shared_vector_is_fetched_from_a_hub_by_its_id(vector, tmp_path):
 
     assert found.stdout == vector.style_name
     assert list((tmp_path / "cache").rglob("*.safetensors"))
-    assert "VectorError: 'lab/nothing' is no file or folder here, and cannot be fetched" in missing.stderr
+    assert "HubError: 'lab/nothing' is no file or folder here, and cannot be fetched" in missing.stderr
 
 
 @pytest.mark.parametrize("name", ["/tmp/elsewhere/model", "../../up", "a/b", "..", "C:\\\\x", "x\\x00y"])
