@@ -125,6 +125,8 @@ def test_no_domain_module_imports_the_terminal_or_the_queue():
         ("factory.learning", RUN | {"factory.teacher", "factory.evaluation"}),
         ("factory.evaluation", RUN),
         ("factory.serving", RUN | {"factory.teacher", "factory.evaluation"}),
+        # vLLM's environment has a transformers of its own, and no queue.
+        ("factory.vllm", RUN | {"factory.teacher", "factory.evaluation", "factory.target.model", "factory.target.kv"}),
         ("factory.report", {"factory.steps", "factory.commands", "workers", "workers.flow"}),
         ("factory.steps", {"factory.report", "factory.commands", "factory.cluster", "workers", "workers.flow"}),
         ("factory.store", {"factory.pairs"}),

@@ -1,0 +1,1 @@
+"""Steering inside stock vLLM: a KV connector, and the request field ``steering`` at its server."""
