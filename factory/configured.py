@@ -12,7 +12,8 @@ def load_configured_target(name: str, settings: Settings) -> Target:
     """Load ``name`` on the device, in the numbers and with the CPU threads of ``settings``.
 
     A vector's file may name any model: code that comes with a model is run of the configured one alone.
-    Quantization that nobody wrote down is left out where the device has none, without a warning.
+    Where the device has no quantization, load_in_8bit is left out without a warning: it is the default, and
+    stands in configurations that are meant for a GPU too.
 
     Raises:
         TargetError: see :func:`factory.target.model.load_target`.
@@ -20,11 +21,10 @@ def load_configured_target(name: str, settings: Settings) -> Target:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
-    asked = settings.model_fields_set & {"load_in_8bit", "load_in_4bit"}
     return load_target(
         name,
         device,
         dtype=settings.dtype,
-        quantize=settings.quantize if asked or device.startswith("cuda") else None,
+        quantize=settings.quantize if settings.load_in_4bit or device.startswith("cuda") else None,
         trust_remote_code=settings.trust_remote_code and name == settings.target_model,
     )

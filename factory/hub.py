@@ -131,7 +131,7 @@ def push_folder(folder: Path, repository: str, *, private: bool = False) -> str:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Keep the client's bars off the terminal, as a vector's file is small."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled()
     disable_progress_bars()

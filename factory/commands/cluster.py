@@ -24,6 +24,7 @@ from factory.cluster.doctor import (
 )
 from factory.commands.ledgers import use_broker
 from factory.commands.options import Job, config_option, json_option, open_job, output_option
+from factory.commands.tables import folded
 from factory.errors import BrokerError
 from factory.queues import DEFAULT_BROKER, QUEUES
 
@@ -93,4 +94,4 @@ def _show(findings: list[Finding]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         table.add_row(MARKS[finding.state], finding.area, Text(finding.found), Text(finding.advice))
-    Console(highlight=False).print(table)
+    Console(highlight=False).print(folded(table))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from factory.commands.options import Job, job_options, json_option
+from factory.commands.tables import folded
 from factory.config import describe_limits
 from factory.planning.estimate import Estimate, StyleEstimate, estimate_run
 from factory.planning.reading_time import ReadingTime
@@ -35,11 +36,9 @@ def estimate(job: Job, as_json: bool) -> int:
         return 0
     console = Console(highlight=False)
     table = Table("style", *COLUMNS, box=None, pad_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
     for style in found.styles:
         table.add_row(*_row(style))
-    console.print(table)
+    console.print(folded(table))
     for line in _explain(found, job):
         console.print(line, soft_wrap=True, markup=False)
     return 0

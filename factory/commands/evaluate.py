@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job
+from factory.commands.tables import folded
 from factory.config import Settings
 from factory.errors import ConfigError
 from factory.evaluation.evaluation import Evaluation
@@ -181,7 +182,7 @@ def _show(results: Sequence[Evaluation]) -> None:
         effect = "" if result.verdict == NOT_MEASURED else f", effect {result.effect:+.2f} {list(result.interval)}"
         console.print(Text.assemble("\n", (result.style, "bold"), f": {result.verdict}{effect}"))
         console.print(f"at {result.setting.describe()}; exact answers {_capability(result.capability)}")
-        console.print(table)
+        console.print(folded(table))
         _show_judged(console, result)
         if result.advice:
             console.print(Text(result.advice, style="yellow"))
@@ -189,7 +190,7 @@ def _show(results: Sequence[Evaluation]) -> None:
         matrix = Table("vector \\ markers", *(result.style for result in results), box=None)
         for result in results:
             matrix.add_row(result.style, *(f"{result.specificity[other.style]:.0%}" for other in results))
-        console.print("\nshare of steered answers that show each style's markers", matrix)
+        console.print("\nshare of steered answers that show each style's markers", folded(matrix))
 
 
 def _show_judged(console: Console, result: Evaluation) -> None:
@@ -203,7 +204,7 @@ def _show_judged(console: Console, result: Evaluation) -> None:
         else:
             means = ("" if mean is None else f"{mean:.0f}" for mean in (scores.style, scores.coherence))
             table.add_row(part, *means, str(scores.n), str(scores.unreadable))
-    console.print(table)
+    console.print(folded(table))
 
 
 def _row(figures: StateFigures) -> list[str]:

@@ -21,6 +21,7 @@ from factory.commands.options import Job, config_option, job_options, json_optio
 from factory.commands.outputs import watch_command, write_outputs
 from factory.commands.progress import progress_of_run, snapshot
 from factory.commands.progress import watch as watch_run
+from factory.commands.tables import folded
 from factory.config import load_configuration
 from factory.errors import ConfigError
 from factory.files import read_written
@@ -157,7 +158,9 @@ def status(run: str | None, config_file: Path | None, output: Path, as_json: boo
     for state in progress_of_run(ledger, meters()):
         figures = (state.pairs, state.written, state.extracted, state.failed)
         table.add_row(state.style, state.state, *map(str, figures), f"${state.spent_usd:.4f}")
-    Console(highlight=False).print(f"run {ledger.run_id}: {shot['state']}, ${shot['spent_usd']:.4f} spent", table)
+    Console(highlight=False).print(
+        f"run {ledger.run_id}: {shot['state']}, ${shot['spent_usd']:.4f} spent", folded(table)
+    )
     if shot["message"]:
         click.echo(str(shot["message"]))
     for line in describe_strays(ledger, job.settings.broker_url or DEFAULT_BROKER):

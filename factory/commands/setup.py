@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from factory.commands.options import config_option, hide_loading_bar, json_option, open_job
+from factory.commands.tables import folded
 from factory.log import start_logging
 
 
@@ -44,7 +45,7 @@ def config(config_file: Path | None, as_json: bool) -> int:
     table = Table("key", "value", "from", box=None, pad_edge=False)
     for key, value in flat.items():
         table.add_row(key, json.dumps(value, ensure_ascii=False), configuration.origin(key))
-    Console(highlight=False, markup=False).print(table)
+    Console(highlight=False, markup=False).print(folded(table))
     return 0
 
 

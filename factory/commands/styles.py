@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from factory.commands.options import config_option, json_option, open_job, output_option
+from factory.commands.tables import folded
 from factory.files import shipped_file
 from factory.pairs.dataset import dataset_path, load_pairs
 from factory.pairs.styles import list_styles
@@ -31,7 +32,7 @@ def styles(config_file: Path | None, output: Path, as_json: bool) -> int:
     table = Table("style", "pairs", "description", box=None, pad_edge=False)
     for name, style in found.items():
         table.add_row(name, str(pairs[name] or "-"), Text(style.description))
-    Console(highlight=False, markup=False).print(table)
+    Console(highlight=False, markup=False).print(folded(table))
     return 0
 
 

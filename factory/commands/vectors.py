@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from factory.commands.options import json_option
+from factory.commands.tables import folded
 from factory.run.export import run_path
 from factory.vector.recommendation import Recommendation
 
@@ -31,7 +32,7 @@ def show(vectors: tuple[Path, ...], as_json: bool) -> int:
         return 0
     console = Console(highlight=False, markup=False)
     for path, vector in zip(vectors, loaded, strict=True):
-        console.print(_table(vector, path), markup=False)
+        console.print(folded(_table(vector, path)), markup=False)
         _print_run(console, path)
     for names, value in cosines.items():
         console.print(Text(f"cosine {names}: {value:+.3f}"))

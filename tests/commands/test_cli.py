@@ -1,8 +1,6 @@
 """The terminal: what a person gets for each mistake, and what a program may read."""
 
 import json
-import os
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -10,34 +8,9 @@ import torch
 
 from factory import cli
 from factory.vector.vector import SteeringVector
-from tests.conftest import STYLES, Said
+from tests.conftest import STYLES
 
 STYLE = "step_by_step_reasoning"
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder as the current one; the environment comes back afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    before = dict(os.environ)
-    yield tmp_path
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture
-def said(here, monkeypatch, capfd):
-    """Run ``svf`` here, in this process: what it says and how it ends."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["svf", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Said(int(ended.value.code or 0), out, err)
-
-    return run
 
 
 def write(folder, name, text):
