@@ -7,9 +7,10 @@ from pathlib import Path
 
 from factory.config import EvaluationSettings, Settings
 from factory.planning.plan import plan_run
-from factory.run.ledger import Ledger
+from factory.run.ledger import Ledger, Page
 from factory.steps.evaluate import conclude_step, evaluate_step
 from factory.steps.extract import extract_step
+from factory.steps.learn import learn_part_step, missing_places, next_round, take_round_step
 from factory.steps.reduce import reduce_step
 from factory.store import Store
 
@@ -41,6 +42,17 @@ def make_run(
     return ledger, settings
 
 
+def take_rounds(page: Page, settings: Settings, *, at_most: int = 100) -> None:
+    """Take the rounds of a style's learning that are missing; none without learning."""
+    for _ in range(at_most):
+        number = next_round(page)
+        if number is None or page.result:
+            return
+        for place in missing_places(page, number):
+            learn_part_step(page, place, settings)
+        take_round_step(page, number)
+
+
 def do_evaluation(ledger: Ledger, style: str, settings: Settings) -> None:
     """Every part of a style's evaluation that is missing."""
     for checks in (False, True):
@@ -49,7 +61,8 @@ def do_evaluation(ledger: Ledger, style: str, settings: Settings) -> None:
 
 
 def finish_run(ledger: Ledger, settings: Settings) -> None:
-    """Evaluate every style and write the verdicts."""
+    """Learn every style that is to be learned, evaluate it, and write the verdicts."""
     for style in settings.styles:
+        take_rounds(ledger.of(style), settings)
         do_evaluation(ledger, style, settings)
         conclude_step(ledger.of(style))

@@ -24,7 +24,7 @@ from factory.evaluation.spec import EvaluationSpec
 from factory.pairs.dataset import load_questions
 from factory.pairs.heldout import asked_hashes, find_hashed
 from factory.pairs.styles import Style, load_style
-from factory.planning.specify import held_out_file, plan_evaluation, plan_teacher
+from factory.planning.specify import as_learned, held_out_file, plan_evaluation, plan_teacher
 from factory.run.export import renew_sam_assets
 from factory.run.spec import new_run_id
 from factory.teacher.client import Payer, Teacher
@@ -74,7 +74,7 @@ def evaluate(
     if away:
         raise ConfigError(f"{', '.join(away)}: no file into which a verdict could be written. Name the file, or --keep")
     styles = {vector.style_name: load_style(vector.style_name, settings.styles_dir) for vector in loaded}
-    specs = [plan_evaluation(settings, _asked_by(vector, settings)) for vector in loaded]  # refuses before any is done
+    specs = [_spec_of(vector, settings, strengths) for vector in loaded]  # refuses before any is done
     results = []
     judge = _open_judge(job, settings, len(vectors))
     for path, vector, spec in zip(vectors, loaded, specs, strict=True):
@@ -90,6 +90,14 @@ def evaluate(
     else:
         _show(results)
     return 1 if any(result.verdict == "no effect" for result in results) else 0
+
+
+def _spec_of(vector: SteeringVector, settings: Settings, strengths: Sequence[float]) -> EvaluationSpec:
+    """How a vector is evaluated. A learned one is tried around its own strength, or at ``strengths``."""
+    without_rounds = settings.learning.model_copy(update={"rounds": 0})  # whatever a run here would learn
+    settings = settings.model_copy(update={"learning": without_rounds})
+    spec = plan_evaluation(settings, _asked_by(vector, settings))
+    return as_learned(spec, strengths or settings.learning.strengths) if "learning" in vector.metadata else spec
 
 
 def _open_judge(job: Job, settings: Settings, n_vectors: int) -> Teacher | None:

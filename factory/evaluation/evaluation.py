@@ -30,7 +30,8 @@ class Evaluation(Record):
     ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
     ``interval`` its 95 % interval; ``marker_gain`` the gain in markers per answer.
     ``verdict`` is in five words at most, ``reason`` says why, ``checks`` are the rules that it follows.
-    ``measured`` holds the figures of each state of the model, ``cells`` those of the cells that
+    ``measured`` holds the figures of each state of the model, for a learned vector also those of the mean that
+    it was learned from, added as ``mean_setting`` says; ``cells`` those of the cells that
     answered, ``gate`` what the probe read of every cell; ``specificity`` the share of steered answers by
     style's markers; ``judged`` a judge's scores of each state, if one was asked.
     """
@@ -47,6 +48,7 @@ class Evaluation(Record):
     advice: str
     checks: tuple[Check, ...] = ()
     measured: dict[str, StateFigures]
+    mean_setting: Cell | None = None
     cells: tuple[CellFigures, ...]
     gate: tuple[Reading, ...]
     capability: Capability

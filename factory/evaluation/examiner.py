@@ -29,7 +29,7 @@ from factory.evaluation.parts import Answered, PartResult, PartsDone, Tried, Unt
 from factory.evaluation.probe import Probe, apply_cell, layers_of
 from factory.evaluation.relevance import surprises_of
 from factory.evaluation.score import score
-from factory.evaluation.spec import BASELINES, EvaluationSpec
+from factory.evaluation.spec import BASELINES, MEAN, EvaluationSpec
 from factory.evaluation.verdict import choose_cell, conclude, specificity_of
 from factory.files import hash_of, sha256_of
 from factory.pairs.styles import Style
@@ -56,7 +56,10 @@ def sweep_cells(spec: EvaluationSpec) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Examiner:
-    """One vector, the model that it is for, and the questions to try it on."""
+    """One vector, the model that it is for, and the questions to try it on.
+
+    ``mean``: the mean from which the vector was learned, if the spec asks for it.
+    """
 
     target: Target
     vector: SteeringVector
@@ -64,6 +67,7 @@ class Examiner:
     spec: EvaluationSpec
     store: Store
     scorer: Scorer | None = None
+    mean: SteeringVector | None = None
 
     def examine(self, part: str, done: PartsDone) -> PartResult:
         """Do one part; ``done`` holds the parts that it builds on."""
@@ -76,10 +80,24 @@ class Examiner:
                 return Untried()  # the vector lacks layers of the sweep: it has fewer cells than was planned
             tried = self._try(part, readings[rank])
             return tried.model_copy(update={"gate": tuple(readings)}) if rank == 0 else tried
+        if part == MEAN:
+            of_mean = self._of_mean()
+            return of_mean._try(part, of_mean.readings()[0])
         cell = choose_cell(done.cells, self.spec).setting
         if part == "capability":
             return self._capability(cell)
         return self._measure(part, self._steering(part, cell))
+
+    def _of_mean(self) -> Examiner:
+        """The same examination of the mean, with its own settings.
+
+        Raises:
+            ConfigError: the spec asks for no mean, or there is none.
+        """
+        if self.mean is None or self.spec.mean is None:
+            raise ConfigError("the vector was not learned from a mean that is known: nothing to hold it against")
+        spec = self.spec.model_copy(update=dict(self.spec.mean))
+        return replace(self, vector=self.mean, mean=None, spec=spec)
 
     def readings(self) -> list[Reading]:
         """What the probe reads of every cell, the most promising first."""
@@ -115,7 +133,7 @@ class Examiner:
         return usable
 
     def _try(self, part: str, reading: Reading) -> Tried:
-        """One cell of the sweep, on the questions kept for choosing."""
+        """One cell of the sweep, on the part's questions."""
         steering = apply_cell(self.vector, reading.setting)
         answered = self._measure(part, steering)
         layers = {"layers": steering.vector.layer_indices}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from factory.evaluation.figures import AnswerFigures, Capability, CellFigures, JudgeScores, Reading
+from factory.evaluation.spec import MEAN
 from factory.frozen import Record
 
 
@@ -45,6 +46,8 @@ def kind_of_part(name: str, content: Mapping[str, object]) -> type[PartResult]:
     """Which kind the part ``name`` is, of which ``content`` was written down."""
     if name == "capability":
         return Capability
+    if name == MEAN:
+        return Tried
     if name.startswith("cell-"):
         return Tried if "figures" in content else Untried
     return Answered
@@ -52,25 +55,31 @@ def kind_of_part(name: str, content: Mapping[str, object]) -> type[PartResult]:
 
 @dataclass(frozen=True)
 class PartsDone:
-    """The parts that are done: ``states`` of the model by name, ``cells`` as the probe ranked them."""
+    """The parts that are done: ``states`` of the model by name, ``cells`` as the probe ranked them.
+
+    ``mean``: what the mean does from which the vector was learned, if it was.
+    """
 
     states: Mapping[str, Answered] = field(default_factory=dict)
     cells: tuple[Tried, ...] = ()
     capability: Capability | None = None
+    mean: Tried | None = None
 
     @classmethod
     def of(cls, done: Mapping[str, PartResult]) -> PartsDone:
         """The parts by name, whatever their order."""
         ranks = sorted(int(name.removeprefix("cell-")) for name in done if name.startswith("cell-"))
         cells = [done[f"cell-{rank}"] for rank in ranks]
-        checked = done.get("capability")
+        checked, mean = done.get("capability"), done.get(MEAN)
         return cls(
             states={name: part for name, part in done.items() if isinstance(part, Answered)},
             cells=tuple(cell for cell in cells if isinstance(cell, Tried)),
             capability=checked if isinstance(checked, Capability) else None,
+            mean=mean if isinstance(mean, Tried) else None,
         )
 
     @property
     def cost_usd(self) -> float:
         """What the judge has cost."""
-        return sum(part.cost_usd for part in self.states.values()) + sum(cell.cost_usd for cell in self.cells)
+        tried = sum(part.cost_usd for part in (*self.cells, self.mean) if part)
+        return tried + sum(part.cost_usd for part in self.states.values())

@@ -9,10 +9,23 @@ CONTROLS = ("random", "negated")
 CHECKS = ("steered", *CONTROLS, "capability")
 
 
+MEAN = "mean"  # the part that measures the mean from which a vector was learned
+
+
+class MeanSweep(Frozen):
+    """The settings among which the probe finds one for the mean."""
+
+    strengths: tuple[float, ...]
+    key_strengths: tuple[float, ...]
+    positions: tuple[int, ...]
+    layer_sets: tuple[str, ...]
+
+
 class EvaluationSpec(Frozen):
     """The held-out questions and the sweep.
 
-    The cell is chosen on ``choice_questions`` and measured on ``questions``; none is in both.
+    The cell is chosen on ``choice_questions`` and measured on ``questions``; none is in both. ``mean``: how the
+    mean is added that a learned vector is held against; None where the vector is not learned.
     """
 
     questions: tuple[str, ...]
@@ -26,6 +39,7 @@ class EvaluationSpec(Frozen):
     layer_sets: tuple[str, ...]
     max_new_tokens: int
     judge_model: str | None = None
+    mean: MeanSweep | None = None
 
     @property
     def first_parts(self) -> list[str]:
@@ -36,7 +50,7 @@ class EvaluationSpec(Frozen):
     @property
     def parts(self) -> list[str]:
         """Every part of an evaluation, in order; the checks of the chosen cell come last."""
-        return [*self.first_parts, *CHECKS]
+        return [*self.first_parts, *CHECKS, *([MEAN] if self.mean else [])]
 
     def questions_of(self, part: str) -> tuple[str, ...]:
         """The questions that ``part`` asks.

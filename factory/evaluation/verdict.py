@@ -20,7 +20,7 @@ from factory.evaluation.rules import (
     reason_of,
 )
 from factory.evaluation.score import gain
-from factory.evaluation.spec import BASELINES, CONTROLS, EvaluationSpec
+from factory.evaluation.spec import BASELINES, CONTROLS, MEAN, EvaluationSpec
 from factory.pairs.styles import Style
 from factory.vector.recommendation import Recommendation, without_recommendation
 from factory.vector.vector import SteeringVector
@@ -94,7 +94,9 @@ def conclude(style: Style, spec: EvaluationSpec, done: PartsDone, specificity: d
         reason=reason_of(checks) if style.markers else NO_MARKERS,
         advice=advice if style.markers else NO_MARKERS,
         checks=checks,
-        measured={name: states[name].figures.summary() for name in STATES},
+        measured={name: states[name].figures.summary() for name in STATES}
+        | ({MEAN: done.mean.figures.summary()} if done.mean else {}),
+        mean_setting=done.mean.setting if done.mean else None,
         cells=tuple(cell.summary() for cell in done.cells),
         gate=done.cells[0].gate,
         capability=done.capability,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from factory.config import Settings
 from factory.errors import ConfigError
-from factory.evaluation.spec import EvaluationSpec
+from factory.evaluation.spec import EvaluationSpec, MeanSweep
 from factory.extraction.spec import ExtractionSpec
 from factory.files import shipped_file
 from factory.learning.spec import Learning
@@ -82,6 +82,7 @@ def plan_learning(settings: Settings) -> Learning | None:
 def plan_evaluation(settings: Settings, asked: Collection[str] = ()) -> EvaluationSpec:
     """Freeze how vectors are evaluated: which held-out questions choose a setting, and which measure it.
 
+    With learning the sweep that was asked for is the mean's, and the learned vector has its own.
     ``asked``: questions of the file that pairs ask, and so are not held out; they are left out.
 
     Raises:
@@ -111,10 +112,13 @@ def plan_evaluation(settings: Settings, asked: Collection[str] = ()) -> Evaluati
         max_new_tokens=wanted.max_new_tokens,
         judge_model=resolve_judge(settings, "evaluation.judge_model", wanted.judge_model),
     )
-    return _as_learned(spec, settings) if settings.learning.rounds else spec
+    if settings.learning.rounds == 0:
+        return spec
+    of_mean = MeanSweep.model_validate({name: getattr(spec, name) for name in MeanSweep.model_fields})
+    return as_learned(spec, settings.learning.strengths).model_copy(update={"mean": of_mean})
 
 
-def _as_learned(spec: EvaluationSpec, settings: Settings) -> EvaluationSpec:
-    """The sweep of a learned vector: as it was learned, keys too and at one position, a little weaker and stronger."""
-    learned = {"strengths": tuple(settings.learning.strengths), "key_strengths": (1.0,)}
-    return spec.model_copy(update={**learned, "positions": (1,), "layer_sets": ("all",)})
+def as_learned(spec: EvaluationSpec, strengths: Sequence[float]) -> EvaluationSpec:
+    """The same for a learned vector, added as it was learned: keys too, at one position. No mean is measured."""
+    sweep = MeanSweep(strengths=tuple(strengths), key_strengths=(1.0,), positions=(1,), layer_sets=("all",))
+    return spec.model_copy(update={**dict(sweep), "mean": None})

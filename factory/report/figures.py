@@ -231,6 +231,26 @@ def convergence_figure(name: str, curve: Sequence[Sequence[float]], enough: floa
 
 
 @_in_style
+def learning_figure(name: str, curve: Sequence[Mapping[str, Any]], best_round: int) -> str:
+    """Loss of each round's pairs, and of those that validate; ``curve`` is that of the vector's metadata."""
+    figure, axes = _axes()
+    taught = [(entry["round"], entry["loss"]) for entry in curve if entry["loss"] is not None]
+    validated = [(entry["round"], entry["validation"]) for entry in curve if entry["validation"] is not None]
+    axes.plot([x for x, _ in taught], [y for _, y in taught], color=COLORS[0], alpha=0.6, label="pairs of the round")
+    if validated:
+        xs, ys = zip(*validated, strict=True)
+        axes.plot(xs, ys, marker="o", color=COLORS[1], label="pairs that validate")
+    axes.axvline(best_round, color=COLORS[2], linestyle="--", linewidth=1, label=f"kept: before round {best_round}")
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_xlabel("round")
+    axes.set_ylabel("loss, nats per token")
+    axes.legend(loc="best")
+    words = ", ".join(f"before round {number} {loss:.3f}" for number, loss in validated or taught)
+    description = f"Kept is the vector before round {best_round}. Loss: {words}"
+    return to_svg(figure, name, "Learning: loss by round", description)
+
+
+@_in_style
 def agreement_figure(name: str, bins: Sequence[int]) -> str:
     """How many pairs agree how well with the mean: a histogram of cosines from -1 to 1."""
     figure, axes = _axes()

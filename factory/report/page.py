@@ -104,6 +104,12 @@ class StyleSection:
         return self.evaluation.setting.describe() if self.evaluation else ""
 
     @property
+    def mean_setting(self) -> str:
+        """How the evaluation adds the mean from which the vector was learned, in a few words."""
+        setting = self.evaluation.mean_setting if self.evaluation else None
+        return setting.describe() if setting else ""
+
+    @property
     def quality(self) -> dict[str, Any]:
         """The vector's figures of quality."""
         return self.vector.metadata.get("quality", {}) if self.vector else {}
@@ -161,6 +167,9 @@ def _figures(style: str, vector: SteeringVector, evaluation: Evaluation | None) 
     norms = vector.value_vector.norm(dim=2).tolist()  # [n_layers][n_kv_heads]
     chosen = evaluation.layers if evaluation else ()
     made = {"layers": figures.layers_figure(f"{style}-layers", norms, vector.layer_indices, chosen)}
+    learned = vector.metadata.get("learning")
+    if learned:
+        made["learning"] = figures.learning_figure(f"{style}-learning", learned["curve"], learned["best_round"])
     if quality.get("convergence"):
         made["convergence"] = figures.convergence_figure(f"{style}-convergence", quality["convergence"], ENOUGH_HALVES)
     if quality.get("pair_cosine_bins"):

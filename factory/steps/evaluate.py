@@ -23,7 +23,7 @@ from factory.run.asking import open_judge
 from factory.run.entries import Ended, Measured, NotEvaluated
 from factory.run.ledger import Page
 from factory.run.pause import require_unended
-from factory.steps.learn import made_of
+from factory.steps.learn import made_of, mean_of
 from factory.steps.resident import target_of
 from factory.teacher.client import Payer
 from factory.teacher.writing import PATIENCE
@@ -52,7 +52,8 @@ def evaluate_step(page: Page, number: int, settings: Settings, broker_url: str =
     part = spec.parts[number]
     target = target_of(page.ledger.spec, settings)
     scorer = _scorer(page, number, settings, broker_url) if patient else _missing_judge(spec)
-    examiner = Examiner(target, _vector(page), page.style, spec, page.store, scorer)
+    mean = mean_of(page) if spec.mean else None
+    examiner = Examiner(target, _vector(page), page.style, spec, page.store, scorer, mean)
     page.record_part(number, examiner.examine(part, page.evaluated()))
     log.info("evaluation: %s done", part)
 

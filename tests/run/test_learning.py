@@ -10,41 +10,28 @@ import pytest
 import torch
 
 from factory import SteeringVector, load_pairs
+from factory.evaluation.answers import Questioning, ask
+from factory.evaluation.evaluation import Evaluation
+from factory.evaluation.probe import apply_cell
 from factory.learning.learn import learn_vector
 from factory.learning.spec import Learning
 from factory.pairs.dataset import dataset_path
+from factory.report.page import render_report
 from factory.run.entries import Ended
 from factory.run.ledger import Ledger
 from factory.run.progress import progress_of
 from factory.run.spec import RunSpec
 from factory.steps import learn
-from factory.steps.learn import (
-    give_up_learning,
-    learn_part_step,
-    missing_places,
-    next_round,
-    parts_of,
-    take_round_step,
-)
+from factory.steps.learn import give_up_learning, learn_part_step, next_round, parts_of, take_round_step
 from factory.steps.reduce import reduce_step
+from factory.steps.resident import target_of
 from factory.store import Store
 from tests.conftest import ROOT
-from tests.evaluated import make_run
+from tests.evaluated import SWEEP, finish_run, make_run, take_rounds
 
 STYLE = "step_by_step_reasoning"
 QUICK = Learning(rounds=3, pairs_per_round=4, pairs_per_part=2, response_tokens=6, validate_every=2)
 ALONE = {"learning": QUICK.model_dump(), "output_config": {"generate_analysis_reports": False}}
-
-
-def rounds_of(page, settings, *, at_most=100):
-    """Take the rounds that are missing."""
-    for _ in range(at_most):
-        number = next_round(page)
-        if number is None or page.result:
-            return
-        for place in missing_places(page, number):
-            learn_part_step(page, place, settings)
-        take_round_step(page, number)
 
 
 @pytest.fixture
@@ -57,7 +44,7 @@ def run(target_folder, tmp_path, store):
 def test_a_run_learns_the_bytes_of_one_process(run, target):
     page, settings = run
     assert progress_of(page).state == "learning"
-    rounds_of(page, settings)
+    take_rounds(page, settings)
 
     pairs = load_pairs(ROOT / "datasets" / f"{STYLE}_pairs.jsonl")[:6]
     mean = SteeringVector.from_bytes(page.store.read(page.mean_key), "mean.pt")
@@ -72,7 +59,7 @@ def test_a_run_learns_the_bytes_of_one_process(run, target):
 def test_a_round_that_comes_again_reads_nothing_and_a_run_goes_on_from_its_last_state(run, monkeypatch):
     # Given a run that was interrupted after its second round, of which another made everything
     page, settings = run
-    rounds_of(page, settings, at_most=2)
+    take_rounds(page, settings, at_most=2)
     again = Ledger(page.store, page.ledger.run_id).of(STYLE)
     assert next_round(again) == 2
     reads = count()
@@ -85,7 +72,7 @@ def test_a_round_that_comes_again_reads_nothing_and_a_run_goes_on_from_its_last_
             learn_part_step(again, place, settings)
         take_round_step(again, number)
     assert next(reads) == 0
-    rounds_of(again, settings)
+    take_rounds(again, settings)
 
     # Then nothing was read twice, and another run of the same reads nothing at all
     done = [entry.key for entry in again.all_rounds()]
@@ -94,20 +81,20 @@ def test_a_round_that_comes_again_reads_nothing_and_a_run_goes_on_from_its_last_
     twin.create(page.ledger.spec.model_copy(update={"run_id": twin.run_id}), {STYLE: list(page.batches)})
     twin.of(STYLE).record("extracted", 0, page.extracted(0))
     reduce_step(twin.of(STYLE))
-    rounds_of(twin.of(STYLE), settings)
+    take_rounds(twin.of(STYLE), settings)
     assert [entry.key for entry in twin.of(STYLE).all_rounds()] == done
     assert next(reads) == before + 1
 
 
 def test_a_learning_that_is_given_up_leaves_the_mean_and_can_go_on(run):
     page, settings = run
-    rounds_of(page, settings, at_most=1)
+    take_rounds(page, settings, at_most=1)
     give_up_learning(page, "learn_part 1001 ended its worker 3 times and is given up")
     assert (page.result.state, page.result.learning, page.result.is_whole) == ("done", "failed", False)
     assert page.result.message.startswith("made, but not learned: learn_part 1001 ended")
     assert page.store.read(page.vector_key) == page.store.read(page.mean_key)
     page.reopen()
-    rounds_of(page, settings)
+    take_rounds(page, settings)
     assert page.result.is_whole
     assert page.store.read(page.vector_key) != page.store.read(page.mean_key)
 
@@ -121,7 +108,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_mean_with_the_reason(run, monk
         return part if part.gradient is None else replace(part, gradient=torch.full_like(part.gradient, float("inf")))
 
     monkeypatch.setattr(learn, "_require_sum", endless)
-    rounds_of(page, settings)
+    take_rounds(page, settings)
     assert page.result.learning == "failed"
     assert "round 0 is not finite" in page.result.message
 
@@ -160,3 +147,23 @@ def test_a_learned_vector_is_tried_around_its_own_strength(target_folder, tmp_pa
     spec = ledger.spec.evaluation
     assert spec.strengths == (0.7, 1.0, 1.3)
     assert (spec.key_strengths, spec.positions, spec.layer_sets) == ((1.0,), (1,), ("all",))
+
+
+def test_the_report_shows_the_mean_beside_what_was_learned_from_it(target_folder, tmp_path, store):
+    ledger, settings = make_run(target_folder, tmp_path, store, [STYLE], {"learning": QUICK.model_dump()})
+    finish_run(ledger, settings)
+    page = ledger.of(STYLE)
+    vector = SteeringVector.from_bytes(store.read(page.vector_key), "x.pt")
+    evaluation = Evaluation.read(vector.metadata)
+    assert evaluation.setting.strength in (0.7, 1.0, 1.3)
+    assert (evaluation.mean_setting.strength in SWEEP.strengths, evaluation.mean_setting.key_strength) == (True, 0.0)
+    mean = SteeringVector.from_bytes(store.read(page.mean_key), "mean.pt")
+    target = target_of(ledger.spec, settings)
+    steering = apply_cell(mean, evaluation.mean_setting)
+    spec = ledger.spec.evaluation
+    said = ask(target, Questioning(spec.questions, spec.max_new_tokens, steering), Store("memory://mean"))
+    assert store.read_json(page.evaluated().mean.answers) == said
+    html = render_report(ledger)
+    assert f'id="{STYLE}-learning-figure"' in html
+    assert '<th scope="row">mean</th>' in html
+    assert "with the mean that this vector was learned from" in html
