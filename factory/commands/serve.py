@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from rich.console import Console
@@ -41,6 +42,20 @@ GRACE_SECONDS = 120
     help="Tokens of a prompt with its answer.",
 )
 @click.option("--max-body", type=click.IntRange(min=1), default=1 << 20, show_default=True, help="Bytes of a request.")
+@click.option(
+    "--engine",
+    type=click.Choice(["own", "vllm"]),
+    default="own",
+    show_default=True,
+    help="What answers: this program, or vLLM, for many GPUs and users.",
+)
+@click.option(
+    "--vllm-python",
+    default=sys.executable,
+    envvar="SVF_VLLM_PYTHON",
+    help="Python of vLLM's environment [default: this].",
+)
+@click.option("--vllm-args", help="More arguments of vLLM's server, in one text.")
 @config_option
 def serve(
     vectors: tuple[str, ...],
@@ -52,6 +67,9 @@ def serve(
     max_queue: int,
     max_context: int,
     max_body: int,
+    engine: str,
+    vllm_python: str,
+    vllm_args: str | None,
     config_file: Path | None,
 ) -> int:
     """Serve the target model with VECTORS: files, folders, hub ids or s3:// URLs.
@@ -70,11 +88,36 @@ def serve(
         raise ConfigError(f"--host {host} is reached from other machines: set {KEY} to a key that clients must send")
     settings = open_job(config_file).settings
     start_logging()
+    if engine == "vllm":
+        _become_vllm(vectors, model, (host, port), python=vllm_python, more=vllm_args, key=key)
     server = _server(
         vectors, model, settings, RequestLimits(max_body, max_context), max_batch=max_batch, max_queue=max_queue
     )
     _run(server, host, port, key)
     return 0
+
+
+def _become_vllm(
+    sources: Sequence[str],
+    model: str | None,
+    address: tuple[str, int],
+    *,
+    python: str,
+    more: str | None,
+    key: str | None,
+) -> NoReturn:
+    from factory.commands.serve_vllm import serve_vllm
+    from factory.serving.library import VectorLibrary
+    from factory.vllm.launch import Place
+
+    given = click.get_current_context()
+    asked = {
+        name: given.params[name]
+        for name in ("max_batch", "max_context")
+        if given.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    name = model or _only_model(VectorLibrary(sources))
+    serve_vllm(sources, name, Place(*address, **asked), python=python, more=more, key=key)
 
 
 def _server(

@@ -21,11 +21,11 @@ from starlette.exceptions import HTTPException
 from factory.errors import FactoryError
 from factory.log import log
 from factory.serving.engine import Busy, Engine, Failed, Generation, Piece
-from factory.serving.entry import RequestError
+from factory.serving.entry import RequestError, error_body
 from factory.serving.figures import Figures
 from factory.serving.guard import RequestGuard
 from factory.serving.library import VectorLibrary
-from factory.serving.reply import AnswerSoFar, ReplyWriter, error_body
+from factory.serving.reply import AnswerSoFar, ReplyWriter
 from factory.serving.request import (
     DEFAULT_MAX_TOKENS,
     ChatRequest,

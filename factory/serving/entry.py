@@ -6,7 +6,7 @@ Every engine reads it by this module, which loads no model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -29,6 +29,11 @@ class RequestError(FactoryError):
         super().__init__(message)
         self.param = param
         self.code = code
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI writes it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class SteeringEntry(Frozen):

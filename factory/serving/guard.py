@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from factory.serving.reply import error_body
+from factory.serving.entry import error_body
 
 OPEN_PATHS = {"/", "/health"}
 DISCARDED_AT_MOST = 64 << 20  # bytes that are still read of a body that is too large, so that the client hears why

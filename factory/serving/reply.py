@@ -93,8 +93,3 @@ class ReplyWriter:
         choice = ChunkChoice(index=index, delta=delta, finish_reason=reason, logprobs=None)
         chunk = ChatCompletionChunk(**self._head("chat.completion.chunk"), choices=[choice])
         return chunk.model_dump(mode="json", exclude_unset=True)
-
-
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI writes it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
