@@ -1,4 +1,4 @@
-# One definition, three images: docker build --target teacher|cpu|gpu
+# One definition, four images: docker build --target teacher|cpu|gpu|vllm
 # Versions of Python packages are those of constraints.txt.
 
 FROM python:3.12-slim AS base
@@ -40,3 +40,14 @@ RUN pip install --constraint constraints.txt torch \
  && pip install --constraint constraints.txt '.[gpu,s3]'
 USER factory
 CMD ["celery", "-A", "factory", "worker", "-Q", "gpu"]
+
+# vllm: its server with the connector. vLLM brings a torch and a transformers of its own, so of this package comes
+# the code alone; what the connector needs besides, vLLM has. Kernels are compiled at the first start: a C compiler.
+FROM base AS vllm
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends gcc g++ \
+ && rm -rf /var/lib/apt/lists/* \
+ && pip install 'vllm==0.32.*' \
+ && pip install --no-deps .
+USER factory
+CMD ["python", "-m", "vllm.entrypoints.openai.api_server", "--help"]

@@ -22,6 +22,7 @@ import yaml
 
 from factory.cluster.embedded import find_server, free_port
 from factory.config import Settings
+from factory.vllm.launch import Place, command
 from tests.conftest import ROOT
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -32,7 +33,7 @@ OURS = [name for name, service in SERVICES.items() if "build" in service]
 
 def test_every_service_of_ours_is_a_stage_of_one_dockerfile():
     stages = set(re.findall(r"^FROM \S+ AS (\w+)$", DOCKERFILE, re.MULTILINE))
-    assert stages == {"base", "teacher", "cpu", "gpu"}
+    assert stages == {"base", "teacher", "cpu", "gpu", "vllm"}
     for name in OURS:
         assert SERVICES[name]["build"]["target"] in stages
         assert SERVICES[name]["image"].endswith(":" + SERVICES[name]["build"]["target"])
@@ -90,6 +91,14 @@ def test_each_long_running_service_says_how_it_is_checked():
     for name, service in SERVICES.items():
         if name != "svf":
             assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL"), name
+
+
+def test_vllm_is_started_as_svf_serve_starts_it():
+    words = SERVICES["serve-vllm"]["command"]
+    model = words[words.index("--model") + 1]
+    expected = command("python", model, model, ["/data/out/steering_vectors"], Place("0.0.0.0", 8000))
+    assert [" ".join(word.split()) for word in words] == expected
+    assert "/data" in [mount.split(":")[1] for mount in SERVICES["serve-vllm"]["volumes"]]
 
 
 def compose_command() -> list[str] | None:
