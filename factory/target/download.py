@@ -130,10 +130,12 @@ def require_model(name: str) -> None:
     """
     if name == BUILT_IN or Path(name).expanduser().exists() or is_cached(name):
         return
-    if is_repository(name):
-        problem = find_problem(name)
-    else:
-        problem = "there is no such file or folder" if "/" in name or "." in name else "there is no such folder"
+    if not is_repository(name):
+        raise TargetError(
+            f"target model {name!r} does not exist. Expected a hub id, a folder, a .gguf file or {BUILT_IN!r}; "
+            "'svf download' fetches a model beforehand"
+        )
+    problem = find_problem(name)
     if problem:
         raise TargetError(
             f"target model {name!r} cannot be loaded: it is not on this machine, and {problem}. Two ways out: set "

@@ -99,7 +99,7 @@ def test_a_library_s_user_is_told_the_same(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
     with pytest.raises(TargetError, match=r"cannot be reached.*Two ways out"):
         load_target("lab/nothing")
-    with pytest.raises(TargetError, match="no such file or folder"):
+    with pytest.raises(TargetError, match="does not exist"):
         load_target(str(tmp_path / "nothing"))
 
 
