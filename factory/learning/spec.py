@@ -16,13 +16,13 @@ PLACES = 1000  # that a round has for its parts in a run's ledger
 class Learning(Frozen):
     """Rounds of gradient descent on a vector; each round reads some pairs and takes one step.
 
-    The defaults follow a prototype on a 135M model; they are not tuned.
+    The defaults are the best of a few tries on a 135M model with one style (docs/learning.md); they are not tuned.
     """
 
     rounds: int = Field(60, ge=0, description="rounds of learning, at most; 0: the vector stays the mean")
-    pairs_per_round: int = Field(8, ge=1, description="pairs from which a round learns")
+    pairs_per_round: int = Field(4, ge=1, description="pairs from which a round learns")
     pairs_per_part: int = Field(4, ge=1, description="pairs that are read in one pass, and so by one task")
-    rate: float = Field(0.03, gt=0, description="learning rate of Adam")
+    rate: float = Field(0.05, gt=0, description="learning rate of the first step (Adam); it falls linearly to 0")
     objective: Objective = Field(
         "likelihood",
         description="what learning makes smaller: likelihood, preference (of the positive response over the negative "
@@ -46,3 +46,10 @@ class Learning(Frozen):
         if parts > PLACES:
             raise ValueError(f"a round may have {PLACES} parts, found {parts}: take more pairs_per_part")
         return self
+
+    def rate_of(self, number: int) -> float:
+        """The rate of round ``number``'s step.
+
+        It falls, so that the last vectors differ little and none is the luck of its last few pairs.
+        """
+        return self.rate * (1 - number / self.rounds)

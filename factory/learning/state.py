@@ -128,7 +128,7 @@ def take_step(state: State, parts: Sequence[PartSum], learning: Learning) -> Sta
             f"learning: the gradient of round {state.round} is not finite. Take a lower learning.rate, "
             "or dtype: float32"
         )
-    return _adam(after, gradient, learning.rate)
+    return _adam(after, gradient, learning.rate_of(state.round))
 
 
 def _mean_loss(parts: Sequence[PartSum]) -> float | None:

@@ -140,17 +140,19 @@ def gradient_of(value):
     return PartSum(1.0, 2, torch.full((2, 1, 1, 2), value))
 
 
-def test_steps_are_those_of_torchs_adam():
-    learning = Learning(rate=0.05)
+def test_steps_are_those_of_torchs_adam_with_a_rate_that_falls_linearly():
+    learning = Learning(rate=0.05, rounds=8)
     torch.manual_seed(0)
     state = State.start(torch.randn(2, 1, 1, 2))
     theirs = state.vector.clone().requires_grad_()
     adam = torch.optim.Adam([theirs], lr=0.05)
-    for _ in range(5):
+    falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda number: 1 - number / 8)
+    for _ in range(8):
         gradient = torch.randn(2, 1, 1, 2)
         state = take_step(state, [PartSum(1.0, 1, gradient)], learning)
         theirs.grad = gradient.clone()
         adam.step()
+        falling.step()
     assert torch.allclose(state.vector, theirs.detach(), atol=1e-6)
 
 
@@ -194,7 +196,7 @@ def test_a_gradient_that_is_not_finite_fails_and_says_what_to_do():
 
 
 def test_all_pairs_have_their_turn_and_none_that_validates_teaches(starter_pairs):
-    learning = Learning(rounds=10)
+    learning = Learning(rounds=10, pairs_per_round=8)
     schedule = Schedule.of(starter_pairs, learning)
     read = [pair.pair_id for n in range(5) for part in schedule.parts(n) if not part.validates for pair in part.pairs]
     assert len(schedule.validating) == 8
