@@ -32,6 +32,7 @@ COMMANDS = {
     "steer": "steer",
     "serve": "serve",
     "evaluate": "evaluate",
+    "certify": "certify",
     "benchmark": "benchmark",
     "report": "report",
     "export": "vectors",

@@ -131,6 +131,7 @@ def _evaluate(
     vector: SteeringVector, spec: EvaluationSpec, settings: Settings, styles: dict[str, Style], judge: Teacher | None
 ) -> tuple[Evaluation, SteeringVector]:
     from factory.configured import load_configured_target
+    from factory.evaluation.certificate import certify_evaluation
     from factory.evaluation.examiner import Examiner
     from factory.evaluation.examiner import evaluate as evaluate_vector
     from factory.evaluation.verdict import add_evaluation, specificity_of
@@ -152,7 +153,8 @@ def _evaluate(
     evaluation = evaluation.model_copy(update={"specificity": specificity})
     if judge:
         console.print(f"judge {judge.spec.model}: ${done.cost_usd:.4f}")
-    return evaluation, add_evaluation(vector, evaluation)
+    certificate = certify_evaluation(vector, style, spec, done, evaluation)
+    return evaluation, add_evaluation(vector, evaluation, certificate)
 
 
 def _asked_by(vector: SteeringVector, settings: Settings) -> list[str]:

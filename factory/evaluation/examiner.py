@@ -22,6 +22,8 @@ from factory.errors import ConfigError
 from factory.evaluation.answers import Questioning, ask
 from factory.evaluation.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, are_right, compare_right
 from factory.evaluation.cell import Cell
+from factory.evaluation.certificate import control_seed
+from factory.evaluation.environment import environment_of
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.figures import Capability, Reading
 from factory.evaluation.judged import Scorer
@@ -146,11 +148,16 @@ class Examiner:
         answers = ask(self.target, questioning, self.store)
         sample = slice(SAMPLE if part in SURPRISED else 0)
         surprises = surprises_of(self.target, questions[sample], answers[sample])
-        figures, key = score(answers, self.style, surprises), questioning.key(self.target)
+        answered = Answered(
+            figures=score(answers, self.style, surprises),
+            answers=questioning.key(self.target),
+            answers_sha256=hash_of(answers),
+            environment=environment_of(self.target),
+        )
         if self.scorer is None:
-            return Answered(figures=figures, answers=key)
+            return answered
         judged, cost = self.scorer(questions, answers)
-        return Answered(figures=figures, answers=key, judged=judged, cost_usd=cost)
+        return answered.model_copy(update={"judged": judged, "cost_usd": cost})
 
     def _steering(self, part: str, cell: Cell) -> Steering:
         steering = apply_cell(self.vector, cell)
@@ -187,8 +194,7 @@ def rank(readings: Sequence[Reading], count: int) -> list[Reading]:
 
 def random_like(vector: SteeringVector) -> SteeringVector:
     """A random direction with the vector's norms at each layer; the same for the same style."""
-    seed = int(sha256_of(vector.style_name)[:8], 16)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(control_seed(vector.style_name))
 
     def drawn(like: Tensor) -> Tensor:
         noise: Tensor = torch.randn(like.shape, generator=generator)

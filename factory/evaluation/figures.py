@@ -90,6 +90,21 @@ class Capability(Record):
     lost: int | None = None
 
 
+class Environment(Record):
+    """Where something was measured: what besides vector, questions and settings decides figures.
+
+    ``date``: the day that the chat template writes, where it writes one. ``device``: the GPU's name, or "cpu".
+    """
+
+    model: str
+    model_revision: str
+    dtype: str
+    date: str | None = None
+    device: str
+    machine: str
+    versions: dict[str, str]
+
+
 class Check(Record):
     """One rule of the verdict: whether it is ``passed`` (None: not measured), ``said`` with its figures."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from factory.evaluation.certificate import CERTIFICATE, Certificate
 from factory.evaluation.evaluation import KEY, Evaluation
 from factory.evaluation.figures import AnswerFigures, Check, Interval, Scope
 from factory.evaluation.parts import PartsDone, Tried
@@ -134,8 +135,13 @@ def advise(verdict: str, gains: Gains, *, loops: bool, prompted: float) -> str:
     return advice
 
 
-def add_evaluation(vector: SteeringVector, evaluation: Evaluation) -> SteeringVector:
-    """The vector with its verdict, and with what steering then uses by default; nothing where none was measured."""
+def add_evaluation(
+    vector: SteeringVector, evaluation: Evaluation, certificate: Certificate | None = None
+) -> SteeringVector:
+    """The vector with its verdict, and with what steering then uses by default; nothing where none was measured.
+
+    ``certificate``: what it takes to measure the same again; one that the vector had before goes.
+    """
     cell, measured = evaluation.setting, evaluation.verdict != NOT_MEASURED
     best = Recommendation(
         strength=cell.strength,
@@ -148,9 +154,12 @@ def add_evaluation(vector: SteeringVector, evaluation: Evaluation) -> SteeringVe
         "interval": list(evaluation.interval) if measured else None,
         "verdict": evaluation.verdict,
         KEY: evaluation.to_json(),
+        CERTIFICATE: certificate.to_json() if certificate else None,
     }
     before = {key: value for key, value in vector.metadata.items() if key not in found}
     recommended = best.written_into(before) if measured else without_recommendation(before)
+    if certificate is None:
+        del found[CERTIFICATE]
     return replace(vector, metadata={**recommended, **found})
 
 

@@ -26,7 +26,7 @@ from factory.vector.fit import check_fits
 from factory.vector.recommendation import Recommendation
 from factory.vector.vector import SteeringVector
 
-MEASURED = ("effect", "interval", "verdict", "evaluation")  # of the start, by an evaluation: untrue of what is learned
+MEASURED = ("effect", "interval", "verdict", "evaluation", "certificate")  # of the start: untrue of what is learned
 READS_ONE_TURN = Recipe("response_mean")  # for what makes a pair unusable: no few-shot text is read here
 
 

@@ -95,6 +95,7 @@ def conclude_step(page: Page) -> None:
     spec = page.ledger.spec
     if page.result or spec.evaluation is None:
         return
+    from factory.evaluation.certificate import certify_evaluation
     from factory.evaluation.verdict import add_evaluation, conclude, specificity_of
 
     missing = [*page.missing_parts(checks=False), *page.missing_parts(checks=True)]
@@ -104,7 +105,9 @@ def conclude_step(page: Page) -> None:
     styles = {part.style.name: part.style for part in spec.styles}
     specificity = specificity_of(page.store.require_json(done.states["steered"].answers), styles)
     evaluation = conclude(page.style, spec.evaluation, done, specificity)
-    content = add_evaluation(_vector(page), evaluation).to_pt()
+    vector = _vector(page)
+    certificate = certify_evaluation(vector, page.style, spec.evaluation, done, evaluation)
+    content = add_evaluation(vector, evaluation, certificate).to_pt()
     page.store.write(page.vector_key, content)
     log.info("evaluated: %s, effect %+.2f", evaluation.verdict, evaluation.effect)
     page.finish(Ended.after(*made_of(page), _in_short(evaluation, sha256_of(content))))
