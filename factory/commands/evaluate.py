@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from factory.vector.vector import SteeringVector
 
 
+PASSED = {True: "+", False: "-", None: "?"}  # a rule of the verdict, on the terminal
+
+
 @click.command()
 @click.argument("vectors", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--strength", "strengths", type=float, multiple=True, help="Strength of the sweep; repeatable.")
@@ -193,6 +196,8 @@ def _show(results: Sequence[Evaluation]) -> None:
         console.print(Text.assemble("\n", (result.style, "bold"), f": {result.verdict}{effect}"))
         console.print(f"at {result.setting.describe()}; exact answers {_capability(result.capability)}")
         console.print(folded(table))
+        for check in result.checks:
+            console.print(Text(f"{PASSED[check.passed]} {check.name}: {check.said}"), soft_wrap=True)
         _show_judged(console, result)
         if result.advice:
             console.print(Text(result.advice, style="yellow"))

@@ -19,14 +19,15 @@ LONGEST_EXAMPLE = 420  # characters on the terminal
 
 @click.command()
 @click.argument("run", required=False)
+@click.option("--summary", is_flag=True, help="Write one short page instead, to print or to mail.")
 @config_option
 @output_option
-def report(run: str | None, config_file: Path | None, output: Path) -> int:
+def report(run: str | None, *, summary: bool, config_file: Path | None, output: Path) -> int:
     """Write the report of RUN (the newest without a name): one HTML page; prints its path."""
-    from factory.report.page import write_report
+    from factory.report.page import write_report, write_summary
 
     job = open_job(config_file, output)
-    click.echo(write_report(find_ledger(job, run)))
+    click.echo((write_summary if summary else write_report)(find_ledger(job, run)))
     return 0
 
 

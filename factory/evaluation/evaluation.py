@@ -30,6 +30,8 @@ class Evaluation(Record):
     ``effect`` is the gain, over the unsteered model, in the share of answers in the style;
     ``interval`` its 95 % interval; ``marker_gain`` the gain in markers per answer.
     ``verdict`` is in five words at most, ``reason`` says why, ``checks`` are the rules that it follows.
+    ``dose``: norm of what is added over that of the values that it is added to, the mean of the layers;
+    ``moved``: KL divergence (nats) of the next token that it causes.
     ``measured`` holds the figures of each state of the model, for a learned vector also those of the mean that
     it was learned from, added as ``mean_setting`` says; ``cells`` those of the cells that
     answered, ``gate`` what the probe read of every cell; ``specificity`` the share of steered answers by
@@ -47,6 +49,8 @@ class Evaluation(Record):
     reason: str = ""
     advice: str
     checks: tuple[Check, ...] = ()
+    dose: float | None = None
+    moved: float | None = None
     measured: dict[str, StateFigures]
     mean_setting: Cell | None = None
     cells: tuple[CellFigures, ...]

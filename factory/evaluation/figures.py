@@ -69,12 +69,14 @@ class Reading(Record):
     """What the probe reads of one cell, averaged over questions.
 
     ``openings``: log-probability (nats) of the likeliest of the style's openings. ``moved``: KL
-    divergence (nats) of the next token's distribution from the unsteered one.
+    divergence (nats) of the next token's distribution from the unsteered one. ``doses``: by layer, the
+    norm of what is added to the values over the norm of the values that it is added to.
     """
 
     setting: Cell
     openings: float
     moved: float
+    doses: tuple[float, ...] = ()
 
 
 class Capability(Record):

@@ -8,7 +8,7 @@ which few deserve real answers. It cannot see loops: those need answers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,13 +39,25 @@ class Probe:
     @torch.inference_mode()
     def read(self, vector: SteeringVector, cell: Cell) -> Reading:
         """What ``cell`` does."""
-        cache = copy.deepcopy(self.cache)
-        add_vector(self.target, cache, positions_of(self.mask)[:, :-1], apply_cell(vector, cell))
+        cache, steering = copy.deepcopy(self.cache), apply_cell(vector, cell)
+        add_vector(self.target, cache, positions_of(self.mask)[:, :-1], steering)
         after = self._next_token(cache)  # [n_questions, vocabulary], log-probabilities
         moved = (after.exp() * (after - self.before)).sum(dim=1).mean()
         likely = [self._likelihood(cache, opening) for opening in self.openings]
         openings = torch.stack(likely).amax(dim=0).mean() if likely else torch.tensor(0.0)
-        return Reading(setting=cell, openings=round(float(openings), 4), moved=round(float(moved), 4))
+        return Reading(
+            setting=cell,
+            openings=round(float(openings), 4),
+            moved=round(float(moved), 4),
+            doses=tuple(round(dose, 4) for dose in self._doses(steering)),
+        )
+
+    def _doses(self, steering: Steering) -> Iterator[float]:
+        """The norm of the edit over that of the values at the steered positions, layer by layer."""
+        for layer, added in zip(steering.vector.layer_indices, steering.vector.value_vector, strict=True):
+            values = self.cache.layers[layer].values[:, :, -steering.n_positions :].float()
+            norms = values.transpose(1, 2).flatten(2).norm(dim=2)  # [n_questions, n_positions]
+            yield abs(steering.strength) * float(added.norm()) / float(norms.mean())
 
     @torch.inference_mode()
     def unsteered(self) -> float:

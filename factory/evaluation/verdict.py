@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
+from factory.evaluation.cell import Cell
 from factory.evaluation.certificate import CERTIFICATE, Certificate
 from factory.evaluation.evaluation import KEY, Evaluation
-from factory.evaluation.figures import AnswerFigures, Check, Interval, Scope
+from factory.evaluation.figures import AnswerFigures, Check, Interval, Reading, Scope
 from factory.evaluation.parts import PartsDone, Tried
 from factory.evaluation.rules import (
     STRONG,
@@ -95,6 +97,8 @@ def conclude(style: Style, spec: EvaluationSpec, done: PartsDone, specificity: d
         reason=reason_of(checks) if style.markers else NO_MARKERS,
         advice=advice if style.markers else NO_MARKERS,
         checks=checks,
+        dose=dose_of(done.cells[0].gate, chosen.setting),
+        moved=chosen.moved,
         measured={name: states[name].figures.summary() for name in STATES}
         | ({MEAN: done.mean.figures.summary()} if done.mean else {}),
         mean_setting=done.mean.setting if done.mean else None,
@@ -110,6 +114,12 @@ def conclude(style: Style, spec: EvaluationSpec, done: PartsDone, specificity: d
         ),
         judged={name: scores for name in STATES if (scores := states[name].judged)},
     )
+
+
+def dose_of(gate: Sequence[Reading], setting: Cell) -> float | None:
+    """How much ``setting`` adds, relative to what it is added to; None where the probe did not measure it."""
+    doses = next((reading.doses for reading in gate if reading.setting == setting), ())
+    return round(fmean(doses), 4) if doses else None
 
 
 def _above_random(spec: EvaluationSpec, steered: AnswerFigures, random: AnswerFigures) -> tuple[Interval, Interval]:

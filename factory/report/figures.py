@@ -152,6 +152,26 @@ def compared_figure(name: str, measured: Mapping[str, StateFigures]) -> str:
 
 
 @_in_style
+def topic_figure(name: str, measured: Mapping[str, StateFigures]) -> str:
+    """Relevance of each state's answers, where it was measured, and how many of its sentences stand in several."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    read = {part: figures.relevance for part, figures in measured.items() if figures.relevance is not None}
+    repeated = {part: figures.repeated_sentences or 0.0 for part, figures in measured.items() if part in read}
+    colors = [COLORS[0] if part == "steered" else COLORS[5] for part in read]
+    left.bar(list(read), list(read.values()), color=colors, width=0.6)
+    left.axhline(0, color=INK, linewidth=0.8)
+    left.set_ylabel("relevance, nats per token")
+    right.bar(list(repeated), list(repeated.values()), color=colors, width=0.6)
+    right.set_ylabel("repeated sentences")
+    _percent(right)
+    for axes in (left, right):
+        axes.tick_params(axis="x", rotation=35)
+    words = "; ".join(f"{part} {read[part]:.2f} nats, {repeated[part]:.0%} repeated" for part in read)
+    return to_svg(figure, name, "Relevance and repeated sentences", words)
+
+
+@_in_style
 def probe_figure(name: str, readings: Sequence[Reading]) -> str:
     """The probe: how likely the style's openings become, by layer set and strength."""
     rows = sorted({_row_of(reading.setting) for reading in readings})

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from itertools import zip_longest
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from factory.evaluation.evaluation import Evaluation
@@ -31,6 +31,7 @@ from factory.vector.statistics import ENOUGH
 from factory.vector.vector import SteeringVector
 
 REPORT_FILE = "report.html"
+SUMMARY_FILE = "summary.html"
 MOST_PAIRS = 300  # a style; a page with more is slow to open
 COMPARED = ("unsteered", "prompted", "steered")
 ENOUGH_HALVES = ENOUGH / (2 - ENOUGH)  # the split-half cosine at which the whole's reliability is ENOUGH
@@ -126,14 +127,33 @@ def write_report(ledger: Ledger) -> str:
     return ledger.store.path(key)
 
 
+def write_summary(ledger: Ledger) -> str:
+    """Write one page of a run, to print or to mail, beside its report; returns where it lies.
+
+    Raises:
+        StoreError: an artifact is damaged or gone.
+    """
+    key = f"{ledger.run_id}/{SUMMARY_FILE}"
+    sections = [_section(page) for page in ledger.pages]
+    page = _template("summary.html.j2").render(
+        run=ledger.run_id, spec=ledger.spec, sections=sections, versions=_versions()
+    )
+    ledger.store.write(key, page.encode())
+    return ledger.store.path(key)
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("factory", "data"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name)
+
+
 def render_report(ledger: Ledger) -> str:
     """The report's HTML."""
     sections = [_section(page) for page in ledger.pages]
     parts = timeline(ledger)
-    environment = Environment(
-        loader=PackageLoader("factory", "data"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(
+    return _template("report.html.j2").render(
         run=ledger.run_id,
         spec=ledger.spec,
         sections=sections,
@@ -178,6 +198,8 @@ def _figures(style: str, vector: SteeringVector, evaluation: Evaluation | None) 
         baseline = evaluation.measured["unsteered"].share
         made["sweep"] = figures.sweep_figure(f"{style}-sweep", evaluation.cells, baseline)
         made["compared"] = figures.compared_figure(f"{style}-compared", evaluation.measured)
+        if evaluation.measured["steered"].relevance is not None:
+            made["topic"] = figures.topic_figure(f"{style}-topic", evaluation.measured)
         made["probe"] = figures.probe_figure(f"{style}-probe", evaluation.gate)
     return {name: Markup(svg) for name, svg in made.items()}  # figures.py escapes
 

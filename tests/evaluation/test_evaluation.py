@@ -189,6 +189,17 @@ def test_the_gate_agrees_with_one_plain_forward_pass(target, planted):
     assert Probe(target, style, [question]).unsteered() == pytest.approx(naive, abs=1e-3)
 
 
+def test_the_dose_is_the_norm_of_the_edit_over_that_of_the_state_it_is_added_to(target):
+    vector, question = make_vector(target), SPEC.probe_questions[0]
+    read = Probe(target, make_style(), [question]).read(vector, Cell(-3.0, layers="1-2", n_positions=1))
+    prompt = torch.tensor([target.prompt_ids(as_messages(question))])
+    with torch.inference_mode():
+        cache = target.model(input_ids=prompt, use_cache=True).past_key_values
+    for dose, layer in zip(read.doses, (1, 2), strict=True):
+        naive = 3 * vector.value_vector[layer].norm() / cache.layers[layer].values[0, :, -1].norm()
+        assert dose == pytest.approx(float(naive), rel=1e-2)
+
+
 def test_a_random_control_has_the_same_norm_at_every_layer_and_another_direction(target):
     vector = make_vector(target)
     control = random_like(vector)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -19,7 +20,7 @@ from factory.evaluation.figures import CellFigures, StateFigures
 from factory.pairs.styles import load_style
 from factory.report import figures
 from factory.report import page as page_module
-from factory.report.page import examples, highlight, render_report, side_by_side, write_report
+from factory.report.page import examples, highlight, render_report, side_by_side, write_report, write_summary
 from factory.report.timing import time_phases, time_workers, timeline
 from factory.run.ledger import Ledger
 from factory.store import Store
@@ -95,7 +96,7 @@ class Elements(HTMLParser):
 def test_every_figure_of_every_style_is_in_the_page(page):
     ids = Elements(page).ids()
     for style in STYLES:
-        for name in ("compared", "sweep", "probe", "layers", "convergence", "agreement"):
+        for name in ("compared", "sweep", "topic", "probe", "layers", "convergence", "agreement"):
             assert f"{style}-{name}" in ids
     assert {"matrix-cosines", "matrix-specificity"} <= set(ids)
 
@@ -124,7 +125,7 @@ def test_nothing_is_fetched(page):
 
 def test_every_figure_speaks_to_screen_readers_and_takes_the_pages_colour(page):
     svgs = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(svgs) == 14
+    assert len(svgs) == 16
     for svg in svgs:
         assert 'role="img"' in svg
         assert re.search(r"<title[^>]*>.+?</title>", svg)
@@ -201,6 +202,19 @@ def test_a_run_whose_styles_are_not_evaluated_has_a_report_that_says_so(target_f
     page = render_report(ledger)
     assert "not evaluated" in page
     assert f'id="{STYLES[0]}-layers"' in page
+
+
+def test_a_summary_has_every_verdict_and_rule_and_fetches_nothing(ledger):
+    path = Path(write_summary(ledger))
+    text = path.read_text()
+    assert path.name == "summary.html"
+    for style in STYLES:
+        vector = SteeringVector.from_bytes(ledger.store.read(ledger.of(style).vector_key), "v.pt")
+        assert f"{style}: {vector.metadata['verdict']}" in text
+        assert vector.metadata["certificate"]["vector_sha256"][:16] in text
+        for check in vector.metadata["evaluation"]["checks"]:
+            assert check["said"] in text
+    assert not re.search(r"https?://|src=|<script", text)
 
 
 def test_the_report_lies_in_the_runs_folder(ledger):
