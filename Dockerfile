@@ -25,19 +25,19 @@ RUN pip install --constraint constraints.txt '.[flower,s3]'
 USER factory
 CMD ["celery", "-A", "factory", "worker", "-Q", "teacher"]
 
-# cpu: the target model without a GPU, and the reduction.
+# cpu: the target model without a GPU, the reduction, and the server.
 FROM base AS cpu
 # TORCH_INDEX_URL: PyTorch's index of CPU wheels; without it the image carries CUDA, which is 3 GB of nothing.
 ARG TORCH_INDEX_URL=
 RUN pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch \
- && pip install --constraint constraints.txt '.[target,flower,s3]'
+ && pip install --constraint constraints.txt '.[target,serve,flower,s3]'
 USER factory
 CMD ["celery", "-A", "factory", "worker", "-Q", "gpu,reduce"]
 
 # gpu: torch's default wheels for Linux bring CUDA; only the driver comes from the host.
 FROM base AS gpu
 RUN pip install --constraint constraints.txt torch \
- && pip install --constraint constraints.txt '.[gpu,s3]'
+ && pip install --constraint constraints.txt '.[gpu,serve,s3]'
 USER factory
 CMD ["celery", "-A", "factory", "worker", "-Q", "gpu"]
 

@@ -163,7 +163,7 @@ Round = dict[int, dict[str, Burst]]  # by clients and way
 
 async def measure(server: Server, target: Target, options: argparse.Namespace) -> list[Round]:
     """All ways in each round, in turns of which nobody is always first."""
-    questions = load_questions(Path(__file__).parents[1] / "questions" / "default.txt")[: max(options.clients)]
+    questions = load_questions(Path(__file__).parents[1] / "questions" / "default.txt")
     rounds: list[Round] = []
     await burst_of(server, [target.name, f"{target.name}:v0"], questions[:2], 4)  # to warm up
     batch_of(target, questions[:1], 4)

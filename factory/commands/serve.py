@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,4 +193,6 @@ def _run(server: Server, host: str, port: int, key: str | None) -> None:
     shown = f"[{host}]" if ":" in host else host
     names = ", ".join(server.library.vectors) or "none"
     click.echo(f"http://{shown}:{listening.getsockname()[1]}  {server.target.name}, vectors: {names}", err=True)
+    for wanted in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends at them in good order, then sends them once more
+        signal.signal(wanted, lambda *_: None)
     uvicorn.Server(options).run(sockets=[listening])

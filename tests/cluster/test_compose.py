@@ -16,14 +16,17 @@ import time
 import urllib.error
 import urllib.request
 
+import openai
 import pytest
 import redis
 import yaml
 
 from factory.cluster.embedded import find_server, free_port
 from factory.config import Settings
+from factory.vector.steer import generate
 from factory.vllm.launch import Place, command
 from tests.conftest import ROOT
+from tests.serving.test_server import named_vector
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
@@ -140,12 +143,15 @@ def test_compose_refuses_to_start_without_a_password():
     assert "set BROKER_PASSWORD" in read.stderr
 
 
+SECRETS = ("BROKER_PASSWORD", "FLOWER_PASSWORD", "SVF_SERVER_KEY")
+
+
 class Composed:
     """The services as processes."""
 
     def __init__(self, folder) -> None:
         self.folder = folder
-        self.ports = {"6379": free_port(), "5555": free_port(), "9808": free_port()}
+        self.ports = {"6379": free_port(), "5555": free_port(), "9808": free_port(), "8000": free_port()}
         programs = folder / "bin"
         programs.mkdir()
         (programs / "valkey-server").symlink_to(find_server())
@@ -155,12 +161,12 @@ class Composed:
 
     def start(self, name: str) -> None:
         service = SERVICES[name]
-        known = {"BROKER_PASSWORD": "secret-of-broker", "FLOWER_PASSWORD": "secret-of-flower"}
+        known = {name: f"secret-of-{name.split('_')[0].lower()}" for name in SECRETS}
         environment = {key: self._fill(str(value), known) for key, value in service.get("environment", {}).items()}
         environment["FACTORY_CONFIG"] = str(ROOT / "config.yaml")
         # tini is in the image alone; without an entrypoint of its own a service has the image's, which is tini.
         entrypoint = shlex.join(word for word in service.get("entrypoint", []) if word not in ("tini", "--"))
-        command = f"{entrypoint} {service['command']}".replace("$$", "$")
+        command = self._fill(f"{entrypoint} {service['command']}", known).replace("$$", "$")
         if name == "valkey":  # here the port is chosen, as others may run a broker on this machine
             command = command.replace("--dir /data", f"--dir {self.folder}/data --port {self.ports['6379']}")
             command = command.replace("/tmp/broker.conf", f"{self.folder}/broker.conf")
@@ -278,3 +284,33 @@ def test_metrics_say_that_broker_and_store_are_up(composed):
     assert "svf_broker_up 1.0" in text
     assert "svf_store_up 1.0" in text
     assert 'svf_queue_messages{queue="gpu"} 0.0' in text
+
+
+@pytest.mark.slow
+def test_the_server_of_the_file_offers_what_a_run_left_in_the_store(composed, target):
+    made = composed.folder / "data" / "runs" / "20261123-155231-abbd" / "calm" / "vector.pt"
+    made.parent.mkdir(parents=True)
+    vector = named_vector(target, "calm", 1)
+    vector.save(made)
+    composed.start("serve")
+    check = SERVICES["serve"]["healthcheck"]["test"]
+    words = [sys.executable, *(word.replace(":8000", f":{composed.ports['8000']}") for word in check[2:])]
+    well = until(lambda: subprocess.run(words, capture_output=True, check=False).returncode == 0, 240)
+    assert well, composed.log("serve")
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{composed.ports['8000']}/v1", api_key="secret-of-svf")
+    question = [{"role": "user", "content": "Why is the sky blue?"}]
+    reply = client.chat.completions.create(model=f"{target.name}:calm", messages=question, max_tokens=12)
+    assert reply.choices[0].message.content == generate(target, question, vector=vector, max_new_tokens=12)
+    assert composed.get("8000", "/v1/models")[0] == 401
+    composed.running["serve"].terminate()
+    assert composed.running.pop("serve").wait(60) == 0
+
+
+@pytest.mark.slow
+def test_the_server_of_the_file_refuses_to_start_without_a_key(svf):
+    words = SERVICES["serve"]["command"].replace("${SVF_VECTORS:-/data/runs}", "anywhere").split()
+    said = svf(
+        *words[1:], SVF_SERVER_KEY=SERVICES["serve"]["environment"]["SVF_SERVER_KEY"].partition(":-")[2].strip("}")
+    )
+    assert said.status == 2
+    assert "set SVF_SERVER_KEY to a key" in said.err

@@ -241,7 +241,7 @@ def test_the_end_finishes_what_is_under_way(folder, target):
         next(stream)
         process.send_signal(signal.SIGTERM)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
-        process.wait(60)
+        assert process.wait(60) == 0
     assert text == generate(target, question(), max_new_tokens=300)
     assert not any("sky" in line for line in process.said), "texts in the log"
 
