@@ -82,6 +82,8 @@ class Planner:
         length = request.num_prompt_tokens + asked.neutral
         if request.prompt_token_ids is None or request.prompt_is_token_ids is not None or request.resumable:
             raise RequestError("steering needs a prompt of tokens, read in one go")
+        if asked.neutral and getattr(request.sampling_params, "prompt_logprobs", None) is not None:
+            raise RequestError("log probabilities of a prompt cannot be had with the neutral token behind it")
         if length < 2:
             raise RequestError("the prompt should have at least two tokens", "prompt")
         if length >= self.longest:

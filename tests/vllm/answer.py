@@ -16,6 +16,7 @@ def answered(engine, batch):
         SamplingParams(
             temperature=0,
             max_tokens=one["n"],
+            ignore_eos=True,  # the model's configuration names no end, its tokenizer does
             extra_args=None if one["asked"] is None else {"kv_transfer_params": one["asked"]},
         )
         for one in batch
