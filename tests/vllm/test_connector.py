@@ -168,28 +168,28 @@ def test_a_preempted_request_is_steered_once_and_never_twice(python, tmp_path, m
 
 
 @contextmanager
-def serving(python, model, folder):
-    """``svf serve --engine vllm`` in a process of its own; its URL."""
+def serving(python, model, folder, log):
+    """``svf serve --engine vllm`` in a process of its own, which writes to the file ``log``; its URL."""
     port = free_port()
     words = ["serve", str(folder), "--target", model.name, "--engine", "vllm", "--vllm-python", python]
     words += ["--port", str(port), "--max-context", "512", "--max-batch", "8"]
     words += ["--vllm-args", "--dtype float32 --enforce-eager"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from factory.cli import main; main()", *words],
-        env=environment(ROOT) | {"SVF_SERVER_KEY": KEY},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from factory.cli import main; main()", *words],
+            env=environment(ROOT) | {"SVF_SERVER_KEY": KEY},
+            stdout=said,
+            stderr=said,
+        )
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process)
+        _wait_for(f"http://127.0.0.1:{port}/health", process, log)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.wait(60)
 
 
-def _wait_for(url, process):
+def _wait_for(url, process, log):
     until = time.monotonic() + 400
     while time.monotonic() < until:
         try:
@@ -197,13 +197,13 @@ def _wait_for(url, process):
                 return
         except httpx2.HTTPError:
             pass
-        assert process.poll() is None, process.stdout.read()[-3000:]
+        assert process.poll() is None, log.read_text()[-3000:]
         time.sleep(1)
     raise AssertionError("vLLM did not start")
 
 
-def test_svf_serve_with_vllm_takes_the_field_and_the_names_that_svf_serve_takes(python, model, vectors):
-    with serving(python, model, vectors) as url:
+def test_svf_serve_with_vllm_takes_the_field_and_the_names_that_svf_serve_takes(python, tmp_path, model, vectors):
+    with serving(python, model, vectors, tmp_path / "log.txt") as url:
         client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
 
         async def ask(way, question, name=model.name):
