@@ -90,7 +90,8 @@ def _watch_in_lines(ledger: Ledger, console: Console, check: Callable[[], None],
         due = time.monotonic() - last >= SAID_EVERY
         for state in states:
             calls = paid[state.style].calls if state.style in paid else 0
-            line = f"{state.style}: {state.state}, {Text.from_markup(describe_progress(state, calls)).plain}"
+            words = Text.from_markup(describe_progress(state, calls)).plain
+            line = f"{state.style}: {words if words.startswith(state.state) else f'{state.state}, {words}'}"
             if said.get(state.style) != line and (due or state.state in ENDED + HELD):
                 console.print(f"[{time.monotonic() - began:4.0f} s] {line}", soft_wrap=True, markup=False)
                 said[state.style] = line

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from factory.vector.vector import SteeringVector
 
 
+ROOM = 90  # columns from which answers stand side by side; below, and in a pipe, one under the other
+
+
 @dataclass(frozen=True)
 class SideBySide:
     """What a prompt is asked with: nothing, the vector at each strength, and the style in words."""
@@ -113,7 +116,12 @@ def _prompts(given: Sequence[str], *, interactive: bool) -> Iterator[str]:
 
 
 def _side_by_side(console: Console, prompt: str, answers: dict[str, Any]) -> None:
-    console.print("\n", Text(prompt, style="bold"))
+    console.print()
+    console.print(Text(prompt, style="bold"), soft_wrap=not console.is_terminal)
+    if not console.is_terminal or console.width < ROOM:
+        for name, answer in answers.items():
+            console.print(Text.assemble("\n", (f"{name}:", "bold"), f" {answer}"), soft_wrap=not console.is_terminal)
+        return
     grid = Table.grid(expand=True, padding=(0, 1))
     for _ in answers:
         grid.add_column(ratio=1)

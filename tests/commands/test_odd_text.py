@@ -21,6 +21,10 @@ SHOWN = {
     "show": ("show FOLDER/v.pt", [f"{FOLDER}/v.pt", ODD]),
     "show two": ("show FOLDER/v.pt w.safetensors", [f"cosine {ODD} ~ w"]),
     "steer": ("steer FOLDER/v.pt --max-new-tokens 2 -p ODD", [ODD]),
+    "steer in a pipe, one answer under the other": (
+        "steer FOLDER/v.pt --max-new-tokens 2 -p Why?",
+        ["Why?", "unsteered:", "steered:"],
+    ),
     "export": ("export FOLDER/v.pt --output FOLDER/out", [f"{FOLDER}/out/v/"]),
     "init": ("init FOLDER/mine", [f"wrote {FOLDER}/mine/config.yaml", f"cd '{FOLDER}/mine' && svf generate"]),
     "doctor": ("doctor --output FOLDER", [f"{FOLDER}/runs is written and read"]),
