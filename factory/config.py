@@ -279,6 +279,9 @@ class Settings(Frozen):
         return [self.target_model] if self.allowed_models is None else self.allowed_models
 
 
+SECTIONS = tuple(name for name, field in Settings.model_fields.items() if isinstance(field.default, Frozen))
+
+
 @dataclass(frozen=True)
 class Configuration:
     """Settings, and for every key that is not a default, where it came from."""
@@ -371,10 +374,9 @@ def _flag_layer(flags: Mapping[str, Any]) -> Layer:
 
 
 def _flatten(content: dict[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
-    sections = {name for name, field in Settings.model_fields.items() if isinstance(field.default, Frozen)}
     flat: list[tuple[tuple[str, ...], Any]] = []
     for key, value in content.items():
-        if key in sections and isinstance(value, dict):
+        if key in SECTIONS and isinstance(value, dict):
             flat += [((str(key), str(inner)), setting) for inner, setting in value.items()]
         else:
             flat.append(((str(key),), value))

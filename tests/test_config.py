@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import factory.config
 from factory.config import Settings, load_configuration, load_settings
 from factory.errors import ConfigError
 from tests.conftest import ROOT
@@ -43,6 +44,10 @@ def test_every_key_of_the_shipped_file_is_explained_or_named_by_its_neighbour():
     for key in ALL_KEYS:
         name = key.rpartition(".")[2]
         assert any(re.match(rf"\s*{name}:", line) for line in lines), key
+
+
+def test_the_sections_are_known_wherever_their_keys_are_shown():
+    assert factory.config.SECTIONS == SECTIONS
 
 
 def test_every_field_is_described():

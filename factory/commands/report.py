@@ -39,6 +39,8 @@ def show_measured(ledger: Ledger, console: Console) -> None:
             console.print(Text.assemble((page.name, "yellow"), f": {result.message}"), soft_wrap=True)
         elif result and result.verdict:
             shares = f"{result.steered:.0%} of answers in the style, {result.unsteered:.0%} unsteered"
+            if result.mean is not None:
+                shares += f", {result.mean:.0%} with the mean that it was learned from"
             verdict = f": {result.verdict} ({shares}, {result.setting})"
             console.print(Text.assemble((page.name, "bold"), verdict), soft_wrap=True)
     show_examples(ledger, console)

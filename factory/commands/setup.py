@@ -12,6 +12,7 @@ from rich.table import Table
 
 from factory.commands.options import config_option, hide_loading_bar, json_option, open_job
 from factory.commands.tables import folded
+from factory.config import SECTIONS
 from factory.log import start_logging
 
 
@@ -53,7 +54,7 @@ def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
     """Sections as dotted keys; a secret in a URL is never shown."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, dict) and key in ("extraction_config", "output_config", "evaluation"):
+        if key in SECTIONS:
             flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
         else:
             flat[key] = _without_password(value) if key in ("broker_url", "store") else value

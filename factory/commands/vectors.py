@@ -14,6 +14,7 @@ from rich.text import Text
 
 from factory.commands.options import json_option
 from factory.commands.tables import folded
+from factory.learning.description import describe_learning
 from factory.run.export import run_path
 from factory.vector.recommendation import Recommendation
 
@@ -76,6 +77,9 @@ def _table(vector: Any, path: Path) -> Table:
     table.add_row("shape", f"{n_layers} layers x {n_heads} KV heads x {head_dim}, keys and values")
     table.add_row("layers", _ranges(vector.layer_indices))
     table.add_row("recipe", str(how.get("recipe", "?")))
+    learned = describe_learning(vector)
+    if learned:
+        table.add_row("learned", learned)
     table.add_row("pairs", f"{known.get('pairs_used', '?')} used, {known.get('pairs_failed', 0)} failed")
     for kind in ("values", "keys"):
         table.add_row(f"norm of {kind}", f"{min(norms[kind]):.2f} to {max(norms[kind]):.2f} a layer")

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from factory.evaluation.evaluation import Evaluation
 from factory.extras import DISTRIBUTION
+from factory.learning.description import describe_learning
 from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.pair import ContrastivePair
 from factory.pairs.styles import Style
@@ -287,6 +288,7 @@ def _provenance(vector: SteeringVector) -> dict[str, str]:
         "model revision": how.get("model_revision"),
         "numbers": how.get("dtype"),
         "recipe": how.get("recipe"),
+        "learned": describe_learning(vector),
         "examples (n_shots)": how.get("n_shots"),
         "layers extracted": f"{vector.layer_indices[0]} to {vector.layer_indices[-1]} ({len(vector.layer_indices)})",
         "keys": how.get("keys"),

@@ -125,6 +125,7 @@ class Ended(RunEntry):
     setting: str = ""
     unsteered: float = 0.0
     steered: float = 0.0
+    mean: float | None = None
 
     @classmethod
     def after(cls, reduced: Reduced, *later: Learned | NotLearned | Measured | NotEvaluated) -> Self:
@@ -141,13 +142,17 @@ class Ended(RunEntry):
 
 
 class Measured(RunEntry):
-    """What an evaluation adds to a style's end; ``vector_sha256`` is that of the vector that holds it."""
+    """What an evaluation adds to a style's end; ``vector_sha256`` is that of the vector that holds it.
+
+    ``mean``: the share with the mean that the vector was learned from, None without learning.
+    """
 
     vector_sha256: str
     verdict: str
     setting: str
     unsteered: float
     steered: float
+    mean: float | None = None
 
 
 class NotLearned(RunEntry):

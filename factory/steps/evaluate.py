@@ -16,7 +16,7 @@ from factory.errors import StoreError, TeacherRefused
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.figures import JudgeScores
 from factory.evaluation.judged import Scorer, make_scorer
-from factory.evaluation.spec import EvaluationSpec
+from factory.evaluation.spec import MEAN, EvaluationSpec
 from factory.files import sha256_of
 from factory.log import log
 from factory.run.asking import open_judge
@@ -115,12 +115,14 @@ def conclude_step(page: Page) -> None:
 
 def _in_short(evaluation: Evaluation, vector_sha256: str) -> Measured:
     """What a person wants to know at once."""
+    mean = evaluation.measured.get(MEAN)
     return Measured(
         vector_sha256=vector_sha256,
         verdict=evaluation.verdict,
         setting=evaluation.setting.describe(),
         unsteered=evaluation.measured["unsteered"].share,
         steered=evaluation.measured["steered"].share,
+        mean=mean.share if mean else None,
     )
 
 

@@ -8,8 +8,10 @@ from itertools import count
 
 import pytest
 import torch
+from rich.console import Console
 
 from factory import SteeringVector, load_pairs
+from factory.commands.report import show_measured
 from factory.evaluation.answers import Questioning, ask
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.probe import apply_cell
@@ -149,7 +151,7 @@ def test_a_learned_vector_is_tried_around_its_own_strength(target_folder, tmp_pa
     assert (spec.key_strengths, spec.positions, spec.layer_sets) == ((1.0,), (1,), ("all",))
 
 
-def test_the_report_shows_the_mean_beside_what_was_learned_from_it(target_folder, tmp_path, store):
+def test_the_report_shows_the_mean_beside_what_was_learned_from_it(target_folder, tmp_path, store, capsys):
     ledger, settings = make_run(target_folder, tmp_path, store, [STYLE], {"learning": QUICK.model_dump()})
     finish_run(ledger, settings)
     page = ledger.of(STYLE)
@@ -163,7 +165,11 @@ def test_the_report_shows_the_mean_beside_what_was_learned_from_it(target_folder
     spec = ledger.spec.evaluation
     said = ask(target, Questioning(spec.questions, spec.max_new_tokens, steering), Store("memory://mean"))
     assert store.read_json(page.evaluated().mean.answers) == said
+    assert page.result.mean == evaluation.measured["mean"].share
+    show_measured(ledger, Console(width=200))
+    assert "with the mean that it was learned from" in capsys.readouterr().out
     html = render_report(ledger)
     assert f'id="{STYLE}-learning-figure"' in html
     assert '<th scope="row">mean</th>' in html
+    assert "4 rounds of likelihood, best before round" in html
     assert "with the mean that this vector was learned from" in html
