@@ -89,5 +89,5 @@ def stamp(headers: dict[str, Any], **_: Any) -> None:
 
 @setup_logging.connect
 def use_our_log(loglevel: int = logging.WARNING, **_: Any) -> None:
-    """One line an event, on the terminal and in FACTORY_LOG."""
+    """One line per event, on the terminal and in FACTORY_LOG."""
     start_logging(loglevel)

@@ -252,7 +252,7 @@ class Settings(Frozen):
 
     @property
     def calls_per_minute(self) -> float | None:
-        """Teacher calls a minute for the whole cluster; None: no limit.
+        """Teacher calls per minute for the whole cluster; None: no limit.
 
         ``api_delay``'s default is meant for OpenAI: a server of one's own has it only if it is set.
         """
@@ -327,11 +327,11 @@ def describe_limits(configuration: Configuration) -> str:
     settings = configuration.settings
     found: list[str] = []
     if settings.requests_per_minute is not None:
-        found.append(f"{settings.requests_per_minute:g} a minute ({_said(configuration, 'requests_per_minute')})")
+        found.append(f"{settings.requests_per_minute:g} per minute ({_said(configuration, 'requests_per_minute')})")
     elif settings.calls_per_minute is not None:
         found.append(f"one each {settings.api_delay:g} s ({_said(configuration, 'api_delay')})")
     if settings.tokens_per_minute is not None:
-        found.append(f"{settings.tokens_per_minute:g} tokens a minute ({_said(configuration, 'tokens_per_minute')})")
+        found.append(f"{settings.tokens_per_minute:g} tokens per minute ({_said(configuration, 'tokens_per_minute')})")
     found.append(f"{settings.max_concurrent_calls} in flight on a worker")
     line = f"teacher calls: {', '.join(found)}"
     if settings.base_url is not None and settings.calls_per_minute and settings.requests_per_minute is None:

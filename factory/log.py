@@ -1,4 +1,4 @@
-"""The factory's log: one line an event, with time, level, run, style and task id.
+"""The factory's log: one line per event, with time, level, run, style and task id.
 
 A library adds no handler; programs call :func:`start_logging`. Lines of every process of a run go
 to one file, named by ``FACTORY_LOG``: each is written whole.

@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import factory
+from factory import SteeringVector
 from tests.conftest import ROOT
 
 
@@ -26,24 +28,26 @@ def test_the_library_page_lists_every_public_name():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_programs_of_the_examples_run(tmp_path):
-    first = run("first_vector.py", tmp_path)
-    assert first.startswith("Step 1:")
+def test_a_style_of_ones_own_shows_after_eight_pairs(tmp_path):
     plain, told = run("own_style.py", tmp_path).split("strength 3")
     assert "tale" in told
     assert "tale" not in plain
-    lines = run("evaluated_vector.py", tmp_path, tmp_path / "step_by_step_reasoning.pt").split("\n", maxsplit=1)
-    assert lines[0] == "step_by_step_reasoning: 30 layers, strength 1, keys 0, positions 1"
-    answer = lines[1].strip()
-    half = len(answer) // 2
-    assert answer[:half].strip() == answer[half:].strip(), "generate and a steered model.generate differ"
+
+
+@pytest.mark.slow
+def test_the_example_with_an_evaluated_vector_steers_generate_and_the_models_own_alike(tmp_path):
+    rows = torch.randn(30, 3, 64, generator=torch.Generator().manual_seed(0))
+    recommended = {"recommended_strength": 2.0, "recommended_layers": list(range(10, 20)), "recommended_positions": 2}
+    vector = SteeringVector("noise", rows, rows, list(range(30)), "smollm2-135m-instruct", recommended)
+    vector.save(tmp_path / "noise.pt")
+    first, answers = run("evaluated_vector.py", tmp_path, tmp_path / "noise.pt").split("\n", maxsplit=1)
+    assert first == "noise: 10 layers, strength 2, keys 0, positions 2"
+    half = len(answers.strip()) // 2
+    assert answers.strip()[:half].strip() == answers.strip()[half:].strip()
 
 
 def run(name, folder, *arguments):
-    """The output of an example; started in a folder that has the datasets."""
-    if not (folder / "datasets").exists():
-        (folder / "datasets").symlink_to(ROOT / "datasets")
+    """The output of an example."""
     command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
     done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from factory.queues import QUEUES
 
 PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")  # suffixes of kombu's keys, 0 first
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
-PAGE = 1000  # messages a request
+PAGE = 1000  # messages per request
 
 
 @dataclass(frozen=True)

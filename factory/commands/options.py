@@ -69,7 +69,7 @@ def job_options(command: Command) -> Command:
     @click.option("--api-key-file", type=click.File(), help="File with that key; - reads it from standard input.")
     @output_option
     @click.option("--questions", type=click.Path(path_type=Path), help="File with questions, one a line.")
-    @click.option("--limit", type=click.IntRange(min=1), help="At most this many pairs a style.")
+    @click.option("--limit", type=click.IntRange(min=1), help="At most this many pairs per style.")
     @click.option("--rounds", type=click.IntRange(min=0), help="Rounds of learning, at most; 0: vectors stay means.")
     @click.option("--extend", is_flag=True, default=None, help="Add pairs for questions that a dataset lacks.")
     @functools.wraps(command)

@@ -37,7 +37,7 @@ def reading(target: Target, last_layer: int) -> Iterator[None]:
 
 @contextmanager
 def _no_queries_at(target: Target, layer: int) -> Iterator[None]:
-    """Let ``layer`` make keys and values alone: nobody asks for what its queries would find.
+    """Skip the query projection of ``layer``, the last that is read: the pass ends at its keys and values.
 
     A model that projects all three at once (GPT-2) does as always.
     """
@@ -104,7 +104,7 @@ def attend_by_segment(
     attended = []
     for part, keys, values in zip(query.split(key.lengths, 2), key.states, value.states, strict=True):
         n_tokens, stop = part.shape[2], keys.shape[2]
-        plain = usual == "sdpa" and n_tokens == stop  # told of no mask, torch takes its causal kernel
+        plain = usual == "sdpa" and n_tokens == stop  # with attn_mask=None torch uses its causal kernel
         mask = None if plain else key.hidden[None, None, stop - n_tokens : stop, :stop]
         attended.append(attend(module, part, keys, values, mask, **options)[0])
     return torch.cat(attended, dim=1), None
@@ -152,7 +152,7 @@ def attend_blockwise(
 
 
 def stream_dtype(target: Target) -> torch.dtype:
-    """The dtype in which layers add up what they find, and in which embeddings must come.
+    """The dtype of the residual stream, and of the embeddings that start it.
 
     float32 for a plain bfloat16 model: where a layer's output is added to a much larger stream, 8
     bits of mantissa lose the small differences that a vector is made of. The model's own dtype

@@ -13,7 +13,7 @@ from factory.extraction.prefix import Segment
 
 
 def pack(segments: Sequence[Segment], budget: int) -> list[list[Segment]]:
-    """Cut ``segments`` into as few passes as ``budget`` tokens a pass allow, the longest as short as can be.
+    """Cut ``segments`` into as few passes as ``budget`` tokens per pass allow, the longest as short as can be.
 
     Keeps their order, in which parents come first. A segment longer than ``budget`` gets a pass of its own.
     """

@@ -63,7 +63,7 @@ def load_pairs(path: str | Path) -> list[ContrastivePair]:
 
 
 def format_dataset(pairs: Iterable[ContrastivePair], metadata: dict[str, Any]) -> str:
-    """The text of a dataset file: the metadata line, then one line a pair."""
+    """The text of a dataset file: the metadata line, then one line per pair."""
     pairs = list(pairs)
     head = {"type": "metadata", **metadata, "total_pairs": len(pairs)}
     lines = [head, *(pair.to_json() for pair in pairs)]

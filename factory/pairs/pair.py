@@ -15,7 +15,7 @@ from typing import Any
 
 from factory.files import sha256_of
 
-BATCH_SIZE = 16  # pairs a task
+BATCH_SIZE = 16  # pairs per task
 N_SHOTS = 4  # examples in a few-shot text
 CIRCLE = 8  # pairs of a batch that share their few-shot examples, and so the work of reading them
 REPEATS = "repeats"  # field of a pair that nearly repeats an earlier one: that pair's id

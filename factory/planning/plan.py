@@ -56,7 +56,7 @@ def plan_run(
 ) -> Plan:
     """Freeze what a run will do. Pairs that exist are put into the store here.
 
-    ``questions`` gives single styles their own; ``limit`` bounds the pairs a style.
+    ``questions`` gives single styles their own; ``limit`` bounds the pairs per style.
 
     Raises:
         ConfigError: unknown style, no questions, a damaged dataset, a style that has neither

@@ -90,12 +90,12 @@ def begin_spending(ledger: Ledger, broker_url: str) -> None:
 
 
 def tighter(of_run: float | None, of_machine: float | None) -> float | None:
-    """The lower of what a run and a worker's own settings allow a minute; None: no limit."""
+    """The lower of what a run and a worker's own settings allow per minute; None: no limit."""
     return min((limit for limit in (of_run, of_machine) if limit is not None), default=None)
 
 
 def spent_usd(ledger: Ledger) -> float:
-    """What a run has spent, also in batches that are not finished; reads one object a batch and a worker.
+    """What a run has spent, also in batches that are not finished; reads one object per batch and worker.
 
     Of a run from before there were tallies, what its finished batches cost.
     """

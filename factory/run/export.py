@@ -120,7 +120,7 @@ def _free_backup(path: Path) -> Path:
 
 
 def write_differences(page: Page, folder: Path) -> None:
-    """Copy each batch's differences out of the store, as they were averaged: one safetensors file a batch.
+    """Copy each batch's differences out of the store, as they were averaged: one safetensors file per batch.
 
     Raises:
         StoreError: a batch is gone from the store, or damaged.

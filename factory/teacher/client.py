@@ -172,7 +172,11 @@ class Teacher:
     def _call_within_limits(
         self, shared: Shared, claim: Claim, key: str, request: dict[str, Any], prompt: str
     ) -> dict[str, Any]:
-        """Set money aside, wait for our turn, call; then settle what was set aside."""
+        """Reserve the worst case, wait for our turn, call, then settle.
+
+        A call that is answered costs its price, one that was perhaps paid the worst case, one that the
+        server refused nothing.
+        """
         worst = worst_case(self.spec, request["model"], prompt) or 0.0
         tokens = likely_tokens(prompt) + self.spec.max_response_tokens
         if shared.purse:

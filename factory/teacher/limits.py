@@ -1,6 +1,6 @@
 """Limits on teacher calls for the whole cluster, counted in the broker's Redis.
 
-Requests and tokens a minute and a pause that a server asked for (Retry-After) hold for every
+Requests and tokens per minute, and a pause that a server asked for (Retry-After) hold for every
 worker on the same endpoint and model: one hash in Redis says when the next call may start. A call
 *reserves* its moment with one script and sleeps until then once; a wait longer than
 :data:`LONGEST_SLEEP` reserves nothing and frees the worker's slot instead.
@@ -32,7 +32,7 @@ WINDOW = 20  # calls that are looked back on
 FAILING = 0.5  # of them: then the run pauses
 
 # The next start of each kind is kept, not a count: GCRA, a leaky bucket without a loop.
-# KEYS[1] the endpoint's hash. ARGV: seconds a request, seconds this call's tokens take, longest wait in s.
+# KEYS[1] the endpoint's hash. ARGV: seconds per request, seconds this call's tokens take, longest wait in s.
 # Returns the wait in microseconds; above the longest wait nothing is reserved.
 _RESERVE = """
 local t = redis.call('TIME')
@@ -78,7 +78,7 @@ return 1
 class Limits:
     """What one endpoint and model allow, for all workers that share ``counters``.
 
-    ``requests`` and ``tokens`` are a minute; None: no limit, but a server's Retry-After still
+    ``requests`` and ``tokens`` are per minute; None: no limit, but a server's Retry-After still
     stops everybody.
     """
 

@@ -41,7 +41,7 @@ TYPES = {"style_name": str, "model_name": str, "layer_indices": list, "metadata"
 class SteeringVector:
     """What to add to a model's KV cache to make it reason in a style.
 
-    ``key_vector`` and ``value_vector`` are float32 ``[n_layers, n_kv_heads, head_dim]``, one row a
+    ``key_vector`` and ``value_vector`` are float32 ``[n_layers, n_kv_heads, head_dim]``, one row per
     layer of ``layer_indices``; keys stand at rotary position 0. Vectors of the same model and
     layers add and subtract; a number scales them.
 
