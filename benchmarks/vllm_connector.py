@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm import LLM, SamplingParams
 
 from factory.vector.vector import SteeringVector
+
+if TYPE_CHECKING:  # what it logs, and where, is settled when it is imported
+    from vllm import LLM
 
 WAYS = ("unsteered", "one vector", "different vectors")
 N_VECTORS = 16
@@ -40,6 +43,7 @@ class Took:
 def main() -> None:
     """Measure, and print a table or JSON."""
     options = _options()
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # the table is what a program reads
     with tempfile.TemporaryDirectory() as folder:
         engine = _engine(options, Path(folder))
         rows = [_measured(engine, clients, options) for clients in options.clients]
@@ -70,6 +74,7 @@ def _options() -> argparse.Namespace:
 
 def _engine(options: argparse.Namespace, folder: Path) -> LLM:
     from transformers import AutoConfig
+    from vllm import LLM
 
     config = AutoConfig.from_pretrained(options.model)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -123,6 +128,8 @@ def _ratio(plain: list[Took], steered: list[Took], kind: str) -> float:
 
 def _timed(engine: LLM, way: str, clients: int, n_prompt: int, n_tokens: int) -> Took:
     """Seconds that ``clients`` requests take together; an unsteered one has the neutral token too."""
+    from vllm import SamplingParams
+
     prompts = [
         {"prompt_token_ids": [100 + (7 * at + client) % 300 for at in range(n_prompt)]} for client in range(clients)
     ]
