@@ -43,12 +43,11 @@ from factory import (
 )
 from factory.config import load_settings
 from factory.evaluation.answers import Questioning, ask
-from factory.evaluation.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, share_right
+from factory.evaluation.capability import EXACT_ANSWER_TOKENS, EXACT_QUESTIONS, are_right
 from factory.evaluation.cell import Cell
 from factory.evaluation.examiner import random_like
 from factory.evaluation.probe import apply_cell
 from factory.evaluation.relevance import relevance
-from factory.evaluation.repetition import stock_phrases
 from factory.evaluation.score import score
 from factory.files import hash_of, sha256_of
 from factory.learning.learn import learnable_pairs, read_part
@@ -139,15 +138,15 @@ def measure_answers(target, style, store, steering, system, arguments) -> dict:
     said = ask(target, Questioning(questions, arguments.tokens, steering, system), store)
     scored = score(said, style)
     exact = tuple(each.question for each in EXACT_QUESTIONS)
-    right = share_right(ask(target, Questioning(exact, EXACT_ANSWER_TOKENS, steering, system), store))
+    right = are_right(ask(target, Questioning(exact, EXACT_ANSWER_TOKENS, steering, system), store))
     return {
-        "n": len(said),
-        "share": scored["share"],
-        "interval": scored["interval"],
-        "loops": scored["loops"],
-        "exact": round(right * len(exact)),
+        "n": scored.n,
+        "share": scored.share,
+        "interval": scored.interval,
+        "loops": scored.loops,
+        "exact": sum(right),
         "relevance": relevance_of(target, store, questions, said),
-        "stock_phrases": stock_phrases(said),
+        "stock_phrases": scored.stock_phrases,
         "first": said[0],
     }
 

@@ -1,0 +1,37 @@
+"""The benchmark of learning measures what it says, with a tiny model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from benchmarks.learning import measure_answers, measure_speed, shuffle
+from factory import Learning, Steering, build_vector, load_style
+from factory.store import Store
+
+STYLE = "step_by_step_reasoning"
+
+
+def test_answers_of_a_condition_have_their_figures(target, starter_pairs, tmp_path):
+    vector = build_vector(starter_pairs[:6], target)
+    asked = SimpleNamespace(choose=True, tokens=6)
+    figures = measure_answers(target, load_style(STYLE), Store(tmp_path), Steering(vector), None, asked)
+    assert figures["n"] == 20
+    assert 0 <= figures["exact"] <= 12
+    assert (
+        figures["relevance"]
+        == measure_answers(target, load_style(STYLE), Store(tmp_path), Steering(vector), None, asked)["relevance"]
+    )
+
+
+def test_plain_autograd_keeps_more_than_the_vectors_gradient_needs(target, starter_pairs):
+    learning = Learning(pairs_per_round=2, pairs_per_part=2, response_tokens=6)
+    speed = measure_speed(SimpleNamespace(repeats=1), target, starter_pairs[:8], learning)
+    assert speed["held_mib"]["plain autograd"] > speed["held_mib"]["ours"] > 0
+    assert set(speed["seconds"]) == {"forward", "ours", "plain autograd"}
+    assert not any(weight.requires_grad for weight in target.model.parameters())
+
+
+def test_shuffled_pairs_have_the_responses_of_other_questions(starter_pairs):
+    shuffled = {pair.question: pair.positive_response for pair in shuffle(starter_pairs)}
+    assert sorted(shuffled.values()) == sorted(pair.positive_response for pair in starter_pairs)
+    assert all(shuffled[pair.question] != pair.positive_response for pair in starter_pairs)
