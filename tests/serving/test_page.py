@@ -179,6 +179,7 @@ def test_words_of_a_style_are_marked(opened):
     set_slider(page, "step by step reasoning", 1)
     count = page.evaluate("marked(document.getElementById('steered'), 'Step 1: look.\\nStep 2: <b>leap</b>.')")
     assert count == page.locator("#steered mark").count() >= 2
+    assert all(mark == mark.strip() for mark in page.locator("#steered mark").all_text_contents())
     assert page.locator("#steered").inner_text() == "Step 1: look.\nStep 2: <b>leap</b>.", "text, not markup"
 
 
