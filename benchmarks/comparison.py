@@ -38,9 +38,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from factory import Recipe, SteeringVector, Target, build_vector, load_pairs, load_style, load_target
 from factory.benchmark.condition import BARE, Condition, baselines
-from factory.benchmark.item import Task
-from factory.benchmark.paired import Share, compare, share_of
-from factory.benchmark.run import LETTER_TOKENS, Bench, Budget
+from factory.benchmark.item import LETTER_TOKENS, Task
+from factory.benchmark.outcome import Share
+from factory.benchmark.paired import compare, share_of
+from factory.benchmark.run import Bench, Budget
 from factory.benchmark.sources import load_task
 from factory.errors import FactoryError
 from factory.evaluation.answers import Questioning, ask

@@ -91,6 +91,11 @@ class EvaluationSettings(Frozen):
         ["all"], min_length=1, description="layer sets in the sweep, out of the layers extracted"
     )
     max_new_tokens: int = Field(96, ge=8, description="longest answer to a held-out question, in tokens")
+    thinking_tokens: int = Field(
+        1024, ge=0, description="longest thought before an answer, of a model whose template opens one, in tokens"
+    )
+    tasks: list[str] = Field([], description="tasks with checkable answers, as of svf benchmark; []: none")
+    task_limit: int = Field(50, ge=2, description="number of items per task")
     judge_model: str | None = Field(None, description="model that scores answers for style and coherence; null: none")
 
 

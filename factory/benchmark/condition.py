@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from factory.benchmark.outcome import FEW_SHOT, PROMPTED, RANDOM, STEERED, UNSTEERED
 from factory.evaluation.examiner import random_like
 from factory.pairs.pair import ContrastivePair
 from factory.pairs.styles import Style
 from factory.vector.steer import Steering
 
-UNSTEERED = "unsteered"
-PROMPTED = "prompted"
-FEW_SHOT = "few-shot"
-RANDOM = "random"
-STEERED = "steered"
 N_EXAMPLES = 4  # examples in context: as many as the few-shot recipe reads
 
 

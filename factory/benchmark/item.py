@@ -11,6 +11,8 @@ from factory.frozen import Frozen
 from factory.pairs.heldout import hash_questions
 
 FEWEST = 2  # items that a comparison needs
+LETTER_TOKENS = 48  # of an answer that names a choice
+WORKED_TOKENS = 256  # of one that works out a number
 LETTERS = string.ascii_uppercase
 ASK_FOR_LETTER = "Answer with the letter of the right choice."
 ASK_FOR_RESULT = "Give the result as your final answer."
@@ -59,6 +61,11 @@ class Task(Frozen):
     def has_choices(self) -> bool:
         """Whether every item is multiple choice."""
         return all(item.choices for item in self.items)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that an answer to an item of this kind may have."""
+        return LETTER_TOKENS if self.has_choices else WORKED_TOKENS
 
     def without(self, asked: Collection[str]) -> Task:
         """The task without items whose question or prompt has a hash among ``asked``: what a vector was made from.

@@ -7,39 +7,14 @@ Wilson's interval (Wilson 1927), which is honest at 0 and 1 where a bootstrap ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scipy.stats import binomtest
 
-from factory.frozen import Frozen
+from factory.benchmark.item import Task
+from factory.benchmark.outcome import Comparison, Outcome, Share, TaskResult
 
 LEVEL = 0.95
-
-
-class Share(Frozen):
-    """``count`` of ``n`` items, as a share with its 95 % interval."""
-
-    count: int
-    n: int
-    share: float
-    low: float
-    high: float
-
-
-class Comparison(Frozen):
-    """A condition held against ``base`` on the same items.
-
-    ``won``: items right only under the condition, ``lost``: only under the base. ``gain`` is the
-    difference of their shares with its 95 % interval, ``p`` McNemar's exact two-sided p-value.
-    """
-
-    base: str
-    won: int
-    lost: int
-    gain: float
-    low: float
-    high: float
-    p: float
 
 
 def share_of(right: Sequence[bool]) -> Share:
@@ -82,6 +57,30 @@ def compare(base: str, after: Sequence[bool], before: Sequence[bool]) -> Compari
         high=_rounded(high),
         p=float(f"{test.pvalue:.3g}"),
     )
+
+
+def task_result(task: Task, outcomes: Mapping[str, Outcome], bases: Mapping[str, Sequence[str]]) -> TaskResult:
+    """A task's outcomes by condition, each held against those of its ``bases`` (by condition) that took part."""
+    compared = [
+        outcome.model_copy(update={"comparisons": _comparisons(outcome, outcomes, bases[name])})
+        for name, outcome in outcomes.items()
+    ]
+    return TaskResult(
+        task=task.name,
+        n_items=len(task.items),
+        left_out=task.left_out,
+        items_sha256=task.sha256,
+        outcomes=tuple(compared),
+    )
+
+
+def _comparisons(outcome: Outcome, outcomes: Mapping[str, Outcome], bases: Sequence[str]) -> tuple[Comparison, ...]:
+    known = [outcomes[name] for name in bases if name in outcomes]
+    return tuple(compare(base.condition, _right(outcome), _right(base)) for base in known)
+
+
+def _right(outcome: Outcome) -> list[bool]:
+    return [bool(one) for one in outcome.right]
 
 
 def _rounded(number: float) -> float:

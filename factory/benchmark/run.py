@@ -2,75 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from factory.benchmark.condition import Condition
 from factory.benchmark.extractor import extract, is_right
 from factory.benchmark.item import Item, Task
 from factory.benchmark.likelihood import likeliest_letters
-from factory.benchmark.paired import Comparison, Share, compare, share_of
+from factory.benchmark.outcome import Outcome, Share, TaskResult
+from factory.benchmark.paired import share_of, task_result
 from factory.evaluation.answers import ANSWER_BATCH, Questioning, ask
-from factory.evaluation.thought import OPEN, opens_thought, split_thought
-from factory.frozen import Frozen
+from factory.evaluation.phases import opens_thought
+from factory.evaluation.thought import OPEN, split_thought
 from factory.store import Store
 from factory.target.model import Target
-
-LETTER_TOKENS = 48  # of an answer that names a choice
-WORKED_TOKENS = 256  # of one that works out a number
-
-
-class Outcome(Frozen):
-    """What one condition did on one task.
-
-    ``right`` by item, 0 or 1; ``by_likelihood`` is the accuracy of choosing the likeliest letter,
-    where items have choices and the model does not think first. ``unextracted`` answers had no result to be
-    found, ``thoughts_cut`` never came to an answer; both count as wrong. ``prompt_tokens`` are read and
-    ``mean_tokens`` generated per item. ``tokens_per_right``: None where nothing was right.
-    """
-
-    condition: str
-    role: str
-    accuracy: Share
-    by_likelihood: Share | None = None
-    unextracted: int
-    thoughts_cut: int = 0
-    prompt_tokens: float
-    mean_tokens: float
-    tokens_per_right: float | None
-    right: tuple[int, ...]
-    comparisons: tuple[Comparison, ...] = ()
-
-
-class TaskResult(Frozen):
-    """One task under all conditions. ``items_sha256`` tells which items in which order.
-
-    ``left_out``: how many of the task's items a vector was made from, which were not asked.
-    """
-
-    task: str
-    n_items: int
-    left_out: int = 0
-    items_sha256: str
-    outcomes: tuple[Outcome, ...]
-
-    def outcome(self, condition: str) -> Outcome:
-        """What ``condition`` did.
-
-        Raises:
-            KeyError: it was not among the conditions.
-        """
-        for outcome in self.outcomes:
-            if outcome.condition == condition:
-                return outcome
-        raise KeyError(condition)
-
-    def comparison(self, condition: str, role: str) -> Comparison | None:
-        """``condition`` held against the bare, the prompted or the random one, by its role; None if it was not."""
-        for comparison in self.outcome(condition).comparisons:
-            if self.outcome(comparison.base).role == role:
-                return comparison
-        return None
 
 
 @dataclass(frozen=True)
@@ -82,7 +27,7 @@ class Budget:
 
     def for_answers_to(self, task: Task) -> int:
         """Tokens of an answer to an item of ``task``."""
-        return self.answer or (LETTER_TOKENS if task.has_choices else WORKED_TOKENS)
+        return self.answer or task.answer_tokens
 
 
 def run_task(
@@ -101,28 +46,7 @@ def run_task(
     """
     bench = Bench(target, store, budget, after)
     alone = {condition.name: bench.examine(task, condition) for condition in conditions}
-    outcomes = [
-        alone[condition.name].model_copy(update={"comparisons": _comparisons(condition, alone)})
-        for condition in conditions
-    ]
-    return TaskResult(
-        task=task.name,
-        n_items=len(task.items),
-        left_out=task.left_out,
-        items_sha256=task.sha256,
-        outcomes=tuple(outcomes),
-    )
-
-
-def _comparisons(condition: Condition, outcomes: Mapping[str, Outcome]) -> tuple[Comparison, ...]:
-    """A condition against those of its bases that took part."""
-    bases = [outcomes[name] for name in condition.held_against if name in outcomes]
-    after = _right(outcomes[condition.name])
-    return tuple(compare(base.condition, after, _right(base)) for base in bases)
-
-
-def _right(outcome: Outcome) -> list[bool]:
-    return [bool(one) for one in outcome.right]
+    return task_result(task, alone, {condition.name: condition.held_against for condition in conditions})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from factory.benchmark.outcome import BASES
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job, output_option
 from factory.errors import VectorError
 from factory.extras import require_target
@@ -33,13 +34,12 @@ from factory.pairs.styles import load_style
 if TYPE_CHECKING:
     from factory.benchmark.condition import Condition
     from factory.benchmark.item import Task
-    from factory.benchmark.paired import Comparison, Share
-    from factory.benchmark.run import Budget, Outcome, TaskResult
+    from factory.benchmark.outcome import Comparison, Outcome, Share, TaskResult
+    from factory.benchmark.run import Budget
     from factory.target.model import Target
     from factory.vector.vector import SteeringVector
 
 SIGNIFICANT = 0.05
-ROLES = ("unsteered", "prompted", "few-shot", "random", "steered")  # names that no vector can have
 
 
 @click.command()
@@ -152,7 +152,7 @@ def names_of(paths: Sequence[Path]) -> dict[Path, str]:
     if len(paths) == 1:
         return {paths[0]: ""}
     stems = Counter(path.stem for path in paths)
-    return {path: path.stem if stems[path.stem] == 1 and path.stem not in ROLES else str(path) for path in paths}
+    return {path: path.stem if stems[path.stem] == 1 and path.stem not in BASES else str(path) for path in paths}
 
 
 def _pairs(output: Path, style: str) -> list[ContrastivePair]:

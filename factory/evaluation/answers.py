@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from factory.evaluation.thought import OPEN, PhaseBudgets, opens_thought
+from factory.evaluation.phases import PhaseBudgets, opens_thought
+from factory.evaluation.thought import OPEN
 from factory.files import hash_of, sha256_of
 from factory.store import Store
 from factory.target.chat import Message
@@ -41,6 +42,10 @@ class Questioning:
             turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return [as_messages([*turns, {"role": "user", "content": asked}], self.system) for asked in self.questions]
 
+    def thinks(self, target: Target) -> bool:
+        """Whether the model thinks before it answers, and has tokens for it."""
+        return self.thought_tokens > 0 and opens_thought(target)
+
     def key(self, target: Target) -> str:
         """Where the answers lie in the store."""
         steering = self.steering
@@ -58,7 +63,7 @@ class Questioning:
             "max_new_tokens": self.max_new_tokens,
             "steering": added,
             **({"examples": self.examples} if self.examples else {}),
-            **({"thought_tokens": self.thought_tokens} if self.thought_tokens else {}),
+            **({"thought_tokens": self.thought_tokens} if self.thinks(target) else {}),
         }
         return f"answers/{hash_of(asked)}.json"
 
@@ -78,7 +83,7 @@ def ask(target: Target, questioning: Questioning, store: Store) -> list[str]:
 
 def _generate(target: Target, questioning: Questioning) -> list[str]:
     conversations = questioning.conversations()
-    thinking = questioning.thought_tokens > 0 and opens_thought(target)
+    thinking = questioning.thinks(target)
     n_tokens = questioning.max_new_tokens + (questioning.thought_tokens if thinking else 0)
     said: list[str] = []
     for start in range(0, len(conversations), ANSWER_BATCH):

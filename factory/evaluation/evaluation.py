@@ -22,6 +22,7 @@ from factory.evaluation.figures import (
 from factory.frozen import Record, first_fault
 
 KEY = "evaluation"  # in the metadata
+TASKS = "tasks"  # there too: what the setting of the evaluation does to right answers
 
 
 class Evaluation(Record):

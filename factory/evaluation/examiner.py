@@ -32,6 +32,7 @@ from factory.evaluation.probe import Probe, apply_cell, layers_of
 from factory.evaluation.relevance import surprises_of
 from factory.evaluation.score import score
 from factory.evaluation.spec import BASELINES, MEAN, EvaluationSpec
+from factory.evaluation.thought import answers_of, thoughts_cut
 from factory.evaluation.verdict import choose_cell, conclude, specificity_of
 from factory.files import hash_of, sha256_of
 from factory.pairs.styles import Style
@@ -144,14 +145,19 @@ class Examiner:
     def _measure(self, part: str, steering: Steering | None, system: str | None = None) -> Answered:
         """What the model answers in one state, and the figures of that."""
         questions = self.spec.questions_of(part)
-        questioning = Questioning(questions, self.spec.max_new_tokens, steering, system)
-        answers = ask(self.target, questioning, self.store)
+        thinking = self.spec.thinking_tokens
+        questioning = Questioning(questions, self.spec.max_new_tokens, steering, system, thought_tokens=thinking)
+        said = ask(self.target, questioning, self.store)
+        answers, cut = answers_of(said), thoughts_cut(said)
         sample = slice(SAMPLE if part in SURPRISED else 0)
         surprises = surprises_of(self.target, questions[sample], answers[sample])
+        figures = score(answers, self.style, surprises)
+        if cut:
+            figures = figures.model_copy(update={"thoughts_cut": cut})
         answered = Answered(
-            figures=score(answers, self.style, surprises),
+            figures=figures,
             answers=questioning.key(self.target),
-            answers_sha256=hash_of(answers),
+            answers_sha256=hash_of(said),
             environment=environment_of(self.target),
         )
         if self.scorer is None:
@@ -170,10 +176,14 @@ class Examiner:
     def _capability(self, cell: Cell) -> Capability:
         questions = tuple(exact.question for exact in EXACT_QUESTIONS)
         unsteered, steered = (
-            are_right(ask(self.target, Questioning(questions, EXACT_ANSWER_TOKENS, steering), self.store))
-            for steering in (None, self._steering("steered", cell))
+            are_right(self._exact_answers(questions, steering)) for steering in (None, self._steering("steered", cell))
         )
         return compare_right(unsteered, steered)
+
+    def _exact_answers(self, questions: tuple[str, ...], steering: Steering | None) -> list[str]:
+        thinking = self.spec.thinking_tokens
+        asked = Questioning(questions, EXACT_ANSWER_TOKENS, steering, thought_tokens=thinking)
+        return answers_of(ask(self.target, asked, self.store))
 
 
 def rank(readings: Sequence[Reading], count: int) -> list[Reading]:

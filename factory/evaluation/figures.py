@@ -20,7 +20,8 @@ class StateFigures(Record):
     fluency; ``perplexity``: the median under the unsteered model, and ``relevance``: the mean, in nats per
     token, by which an answer is likelier after its own question than after others, where they were measured;
     ``repeated_sentences``: the share of sentences that another answer has, ``stock_phrases``: that of an
-    answer's phrases which several have.
+    answer's phrases which several have. ``thoughts_cut``: answers that are none, as the model's thought did
+    not end in time.
     """
 
     n: int
@@ -34,6 +35,7 @@ class StateFigures(Record):
     relevance: float | None = None
     repeated_sentences: float | None = None
     stock_phrases: float | None = None
+    thoughts_cut: int = 0
 
 
 class AnswerFigures(StateFigures):

@@ -38,6 +38,7 @@ class EvaluationSpec(Frozen):
     positions: tuple[int, ...]
     layer_sets: tuple[str, ...]
     max_new_tokens: int
+    thinking_tokens: int = 0  # runs of older versions cut thoughts at max_new_tokens
     judge_model: str | None = None
     mean: MeanSweep | None = None
 

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from factory.evaluation.cell import Cell
 from factory.evaluation.certificate import CERTIFICATE, Certificate
-from factory.evaluation.evaluation import KEY, Evaluation
+from factory.evaluation.evaluation import KEY, TASKS, Evaluation
 from factory.evaluation.figures import AnswerFigures, Check, Interval, Reading, Scope
 from factory.evaluation.parts import PartsDone, Tried
 from factory.evaluation.rules import (
@@ -24,6 +24,7 @@ from factory.evaluation.rules import (
 )
 from factory.evaluation.score import gain
 from factory.evaluation.spec import BASELINES, CONTROLS, MEAN, EvaluationSpec
+from factory.evaluation.thought import answers_of
 from factory.pairs.styles import Style
 from factory.vector.recommendation import Recommendation, without_recommendation
 from factory.vector.vector import SteeringVector
@@ -166,7 +167,8 @@ def add_evaluation(
         KEY: evaluation.to_json(),
         CERTIFICATE: certificate.to_json() if certificate else None,
     }
-    before = {key: value for key, value in vector.metadata.items() if key not in found}
+    # Right answers were counted at the setting of an earlier evaluation.
+    before = {key: value for key, value in vector.metadata.items() if key not in {*found, TASKS}}
     recommended = best.written_into(before) if measured else without_recommendation(before)
     if certificate is None:
         del found[CERTIFICATE]
@@ -174,5 +176,6 @@ def add_evaluation(
 
 
 def specificity_of(answers: list[str], styles: Mapping[str, Style]) -> dict[str, float]:
-    """Share of ``answers`` in each of ``styles``, judged by that style's markers."""
-    return {name: round(sum(map(style.is_shown_in, answers)) / len(answers), 4) for name, style in styles.items()}
+    """Share of ``answers`` in each of ``styles``, judged by that style's markers; thoughts do not count."""
+    judged = answers_of(answers)
+    return {name: round(sum(map(style.is_shown_in, judged)) / len(judged), 4) for name, style in styles.items()}

@@ -15,10 +15,10 @@ from factory.evaluation.judged import count_judged
 from factory.evaluation.spec import EvaluationSpec
 from factory.pairs.styles import Style
 from factory.planning.learning_time import estimate_learning
-from factory.planning.notices import describe_gaps, describe_starter, merge_repeats
+from factory.planning.notices import describe_gaps, describe_starter, describe_tasks, merge_repeats
 from factory.planning.reading_time import ReadingTime, estimate_reading, tokens_a_pair, usual_lengths
-from factory.planning.specify import plan_evaluation, plan_extraction, plan_learning, plan_teacher
-from factory.planning.supply import Supply, asked_questions, find_supply, request_style
+from factory.planning.specify import plan_evaluation, plan_extraction, plan_learning, plan_tasks, plan_teacher
+from factory.planning.supply import Supply, asked_questions, find_supply, questions_of, request_style
 from factory.store import Store
 from factory.teacher.client import build_request, request_key, stored_reply
 from factory.teacher.gates import check_answer
@@ -120,7 +120,11 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
         reading=estimate_reading(settings, extraction, store, n_pairs=n_pairs, tokens=tokens),
         repeated_questions=merge_repeats(supplies),
         asked_questions=asked,
-        notes=[*describe_starter(settings, supplies), *describe_gaps(settings, supplies, asked)],
+        notes=[
+            *describe_starter(settings, supplies),
+            *describe_gaps(settings, supplies, asked),
+            *describe_tasks(plan_tasks(settings, questions_of(supplies)) if evaluation else (), len(styles)),
+        ],
         styles=styles,
     )
 

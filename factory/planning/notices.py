@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from factory.benchmark.item import Task
+from factory.benchmark.outcome import BASES
 from factory.config import Settings
 from factory.planning.supply import Supply, has_teacher
 from factory.teacher.endpoint import OPENAI_KEY
 from factory.teacher.spec import TeacherSpec
+
+
+def describe_tasks(tasks: Sequence[Task], n_styles: int) -> list[str]:
+    """How many answers of the target model the tasks of an evaluation take; nothing without tasks."""
+    told = []
+    for task in tasks:
+        answers = n_styles * len(BASES) * len(task.items)
+        left_out = f"; {task.left_out} more are left out, which pairs ask" if task.left_out else ""
+        told.append(
+            f"task {task.name}: {answers} answers of the target model of up to {task.answer_tokens} tokens "
+            f"({len(task.items)} items, {len(BASES)} conditions per style{left_out})"
+        )
+    return told
 
 
 def describe_gaps(settings: Settings, supplies: Sequence[Supply], asked: dict[str, str]) -> list[str]:

@@ -15,8 +15,8 @@ from factory.errors import ConfigError, LayerError
 from factory.files import today
 from factory.pairs.pair import ContrastivePair, cut_batches, number_batches
 from factory.planning.notices import describe_gaps, describe_starter, describe_successor
-from factory.planning.specify import plan_evaluation, plan_extraction, plan_learning, plan_teacher
-from factory.planning.supply import asked_questions, find_supply, has_teacher, request_style
+from factory.planning.specify import plan_evaluation, plan_extraction, plan_learning, plan_tasks, plan_teacher
+from factory.planning.supply import asked_questions, find_supply, has_teacher, questions_of, request_style
 from factory.queues import model_queue
 from factory.run.spec import BatchSpec, RunSpec, StyleRun, new_run_id
 from factory.store import Store
@@ -75,6 +75,7 @@ def plan_run(
     evaluation = plan_evaluation(settings, asked) if settings.output_config.generate_analysis_reports else None
     if evaluation and evaluation.judge_model:
         _require_judge(settings, judge_spec(teacher, evaluation.judge_model))
+    tasks = plan_tasks(settings, questions_of(supplies)) if evaluation else ()
     style_runs: list[StyleRun] = []
     batches: dict[str, list[BatchSpec]] = {}
     for request, supply in zip(requests, supplies, strict=True):
@@ -97,6 +98,7 @@ def plan_run(
         teacher=teacher,
         learning=plan_learning(settings),
         evaluation=evaluation,
+        tasks=tasks,
         max_failed_fraction=settings.max_failed_fraction,
         min_pairs=settings.min_pairs,
         max_cost_usd=settings.max_cost_usd,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
+from factory.benchmark.item import Task
+from factory.benchmark.sources import load_task
 from factory.config import Settings
 from factory.errors import ConfigError
 from factory.evaluation.spec import EvaluationSpec, MeanSweep
@@ -11,9 +13,11 @@ from factory.extraction.spec import ExtractionSpec
 from factory.files import shipped_file
 from factory.learning.spec import Learning
 from factory.pairs.dataset import load_questions
+from factory.pairs.heldout import hash_questions
 from factory.teacher.spec import TeacherSpec
 
 HELD_OUT_QUESTIONS = "heldout.txt"
+TASK_SEED = 0  # of items that are made or drawn: as of svf benchmark
 
 
 def plan_extraction(settings: Settings) -> ExtractionSpec:
@@ -79,6 +83,20 @@ def plan_learning(settings: Settings) -> Learning | None:
     return Learning(**wanted.model_dump(include=set(Learning.model_fields))) if wanted.rounds else None
 
 
+def plan_tasks(settings: Settings, asked: Iterable[str] = ()) -> tuple[Task, ...]:
+    """Freeze the items of ``evaluation.tasks``; those that ``asked`` questions of pairs ask are left out.
+
+    Raises:
+        BenchmarkError: an unknown task, or too few items are left.
+        MissingExtra: the package with a task is not installed.
+    """
+    wanted = settings.evaluation
+    if not wanted.tasks:
+        return ()
+    hashes = hash_questions(asked)
+    return tuple(load_task(name, limit=wanted.task_limit, seed=TASK_SEED).without(hashes) for name in wanted.tasks)
+
+
 def plan_evaluation(settings: Settings, asked: Collection[str] = ()) -> EvaluationSpec:
     """Freeze how vectors are evaluated: which held-out questions choose a setting, and which measure it.
 
@@ -110,6 +128,7 @@ def plan_evaluation(settings: Settings, asked: Collection[str] = ()) -> Evaluati
         positions=tuple(wanted.positions),
         layer_sets=tuple(wanted.layer_sets),
         max_new_tokens=wanted.max_new_tokens,
+        thinking_tokens=wanted.thinking_tokens,
         judge_model=resolve_judge(settings, "evaluation.judge_model", wanted.judge_model),
     )
     if settings.learning.rounds == 0:

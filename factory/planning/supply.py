@@ -133,7 +133,10 @@ def asked_questions(settings: Settings, supplies: Sequence[Supply]) -> dict[str,
     """Questions of the held-out file that a pair of the run asks, exactly or nearly: each with the pair's question."""
     if not settings.output_config.generate_analysis_reports:
         return {}
-    asked = dict.fromkeys(
-        question for supply in supplies for question in (*(pair.question for pair in supply.pairs), *supply.missing)
-    )
-    return find_asked(load_questions(held_out_file(settings)), asked)
+    return find_asked(load_questions(held_out_file(settings)), questions_of(supplies))
+
+
+def questions_of(supplies: Sequence[Supply]) -> list[str]:
+    """The questions that the pairs of the supplies ask, or will ask; each once."""
+    given = ((*(pair.question for pair in supply.pairs), *supply.missing) for supply in supplies)
+    return list(dict.fromkeys(question for questions in given for question in questions))

@@ -17,7 +17,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from factory.benchmark.outcome import TaskResult, read_tasks
 from factory.evaluation.evaluation import Evaluation
+from factory.evaluation.thought import answers_of
 from factory.extras import DISTRIBUTION
 from factory.learning.description import describe_learning
 from factory.pairs.fluency import distinct_ngrams, is_looping
@@ -87,6 +89,7 @@ class StyleSection:
     progress: StyleProgress
     vector: SteeringVector | None
     evaluation: Evaluation | None
+    tasks: list[TaskResult]
     figures: dict[str, Markup]
     answers: list[AnsweredQuestion]
     pairs: list[ShownPair]
@@ -175,6 +178,7 @@ def _section(page: Page) -> StyleSection:
         progress=progress_of(page),
         vector=vector,
         evaluation=evaluation,
+        tasks=read_tasks(vector.metadata) if vector else [],
         figures=_figures(style.name, vector, evaluation) if vector else {},
         answers=side_by_side(page) if evaluation else [],
         pairs=_pairs(page, vector),
@@ -211,7 +215,7 @@ def side_by_side(page: Page) -> list[AnsweredQuestion]:
     spec = page.ledger.spec.evaluation
     if spec is None or any(name not in states for name in COMPARED):
         return []
-    answers = {name: page.store.read_json(states[name].answers) or [] for name in COMPARED}
+    answers = {name: answers_of(page.store.read_json(states[name].answers) or []) for name in COMPARED}
     rows = zip_longest(spec.questions, *answers.values(), fillvalue="")
     return [
         AnsweredQuestion(question, {name: _answer(text, style) for name, text in zip(COMPARED, texts, strict=True)})

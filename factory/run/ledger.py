@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
+from factory.benchmark.item import Task
+from factory.benchmark.outcome import Outcome
 from factory.errors import StoreError, UnknownRun
 from factory.evaluation.parts import PartResult, PartsDone, kind_of_part
 from factory.frozen import Record, first_fault
@@ -195,7 +197,7 @@ class Page:
         """Write down that a batch, part or round went through a step, when, and in which process. Twice is once."""
         self._record(step, number, entry.to_json())
 
-    def record_part(self, number: int, part: PartResult) -> None:
+    def record_part(self, number: int, part: PartResult | Outcome) -> None:
         """Write down what became of a part of the evaluation."""
         self._record("evaluated", number, part.to_json())
 
@@ -242,19 +244,29 @@ class Page:
         """What was written down when the learning had ended, or None."""
         return self._entry("learned", 0, Learned)
 
-    def part(self, number: int) -> PartResult | None:
+    def part(self, number: int) -> PartResult | Outcome | None:
         """What became of a part of the evaluation, or None."""
         spec, key = self.ledger.spec.evaluation, self.key(entry_file("evaluated", number))
         content = self.store.read_json(key) if spec else None
         if spec is None or content is None:
             return None
+        if number >= len(spec.parts):
+            return _checked(self.store, key, content, Outcome)
         return _checked(self.store, key, content, kind_of_part(spec.parts[number], content))
 
     def evaluated(self) -> PartsDone:
         """The parts of the evaluation that are done."""
         spec = self.ledger.spec.evaluation
         parts = {name: self.part(number) for number, name in enumerate(spec.parts if spec else [])}
-        return PartsDone.of({name: part for name, part in parts.items() if part is not None})
+        return PartsDone.of({name: part for name, part in parts.items() if part and not isinstance(part, Outcome)})
+
+    def outcomes(self, task: Task) -> dict[str, Outcome]:
+        """What the conditions that are done came to on a task of the evaluation, by role."""
+        spec = self.ledger.spec
+        start = spec.n_parts - len(spec.task_parts)
+        numbers = [start + at for at, part in enumerate(spec.task_parts) if part.task == task]
+        found = [part for number in numbers if isinstance(part := self.part(number), Outcome)]
+        return {outcome.role: outcome for outcome in found}
 
     def judge_cost_usd(self) -> float:
         """What the judge of the evaluation has cost, by what is written down."""
@@ -295,7 +307,7 @@ class Page:
         spec = self.ledger.spec.evaluation
         if spec is None:
             return []
-        n_first, n_all = len(spec.first_parts), len(spec.parts)
+        n_first, n_all = len(spec.first_parts), self.ledger.spec.n_parts
         done = set(self.listing().numbers("evaluated"))
         return [number for number in (range(n_first, n_all) if checks else range(n_first)) if number not in done]
 

@@ -52,7 +52,7 @@ def progress_of(page: Page) -> StyleProgress:
     asking = style_run.from_teacher and readable < style_run.n_batches
     stuck = asking and len(extracted) >= readable  # nothing is left to do but what the teacher must write
     pause = page.ledger.paused() if style_run.from_teacher and not result else None
-    evaluation, learning, rounds = page.ledger.spec.evaluation, page.ledger.spec.learning, page.all_rounds(listing)
+    learning, rounds = page.ledger.spec.learning, page.all_rounds(listing)
     made = "learning" if learning and not page.learned() else "evaluating"
     begun = "running" if written or extracted else "waiting"
     return StyleProgress(
@@ -69,7 +69,7 @@ def progress_of(page: Page) -> StyleProgress:
         learned=len(rounds),
         loss=_last([entry.loss for entry in rounds]),
         validation=_last([entry.validation for entry in rounds]),
-        parts=len(evaluation.parts) if evaluation else 0,
+        parts=page.ledger.spec.n_parts,
         evaluated=len(listing.numbers("evaluated")),
         peak_memory_mib=max((entry.peak_memory_mib for entry in extracted), default=0),
     )

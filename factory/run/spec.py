@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import Field
 
+from factory.benchmark.item import Task
+from factory.benchmark.outcome import BASES
 from factory.errors import ConfigError
 from factory.evaluation.spec import EvaluationSpec
 from factory.extraction.spec import ExtractionSpec
@@ -49,8 +51,19 @@ class StyleRun(Frozen):
     dataset_metadata: dict[str, Any] = Field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class TaskPart:
+    """One part of an evaluation that puts a task to the model under one condition, by its role."""
+
+    task: Task
+    role: str
+
+
 class RunSpec(Frozen):
-    """Everything that decides the bytes of a run's vectors. ``learning``: None where the mean is the vector."""
+    """Everything that decides the bytes of a run's vectors. ``learning``: None where the mean is the vector.
+
+    ``tasks``: with checkable answers, put to the model at the end of each style's evaluation.
+    """
 
     run_id: str
     styles: tuple[StyleRun, ...]
@@ -58,6 +71,7 @@ class RunSpec(Frozen):
     teacher: TeacherSpec
     learning: Learning | None = None
     evaluation: EvaluationSpec | None = None
+    tasks: tuple[Task, ...] = ()
     max_failed_fraction: float
     min_pairs: int
     max_cost_usd: float | None = None
@@ -69,6 +83,16 @@ class RunSpec(Frozen):
     def day(self) -> str:
         """The day that chat templates write into texts; runs of older versions have that of their submission."""
         return self.date or f"{self.run_id[:4]}-{self.run_id[4:6]}-{self.run_id[6:8]}"
+
+    @property
+    def task_parts(self) -> list[TaskPart]:
+        """The parts of a style's evaluation that ask for right answers; they follow all others."""
+        return [TaskPart(task, role) for task in self.tasks for role in BASES] if self.evaluation else []
+
+    @property
+    def n_parts(self) -> int:
+        """Into how many parts a style's evaluation is cut."""
+        return len(self.evaluation.parts) + len(self.task_parts) if self.evaluation else 0
 
     def style_run(self, name: str) -> StyleRun:
         """What the run does about one style.

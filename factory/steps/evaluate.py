@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from factory.config import Settings
 from factory.errors import StoreError, TeacherRefused
-from factory.evaluation.evaluation import Evaluation
+from factory.evaluation.evaluation import TASKS, Evaluation
 from factory.evaluation.figures import JudgeScores
 from factory.evaluation.judged import Scorer, make_scorer
 from factory.evaluation.spec import MEAN, EvaluationSpec
@@ -25,6 +25,7 @@ from factory.run.ledger import Page
 from factory.run.pause import require_unended
 from factory.steps.learn import made_of, mean_of
 from factory.steps.resident import target_of
+from factory.steps.tasks import do_task, task_results
 from factory.teacher.client import Payer
 from factory.teacher.writing import PATIENCE
 
@@ -49,8 +50,13 @@ def evaluate_step(page: Page, number: int, settings: Settings, broker_url: str =
     spec = page.ledger.spec.evaluation
     if spec is None:
         return
-    part = spec.parts[number]
     target = target_of(page.ledger.spec, settings)
+    if number >= len(spec.parts):
+        task_part = page.ledger.spec.task_parts[number - len(spec.parts)]
+        page.record_part(number, do_task(page, task_part, target, _vector(page)))
+        log.info("evaluation: %s on %s done", task_part.role, task_part.task.name)
+        return
+    part = spec.parts[number]
     scorer = _scorer(page, number, settings, broker_url) if patient else _missing_judge(spec)
     mean = mean_of(page) if spec.mean else None
     examiner = Examiner(target, _vector(page), page.style, spec, page.store, scorer, mean)
@@ -107,7 +113,10 @@ def conclude_step(page: Page) -> None:
     evaluation = conclude(page.style, spec.evaluation, done, specificity)
     vector = _vector(page)
     certificate = certify_evaluation(vector, page.style, spec.evaluation, done, evaluation)
-    content = add_evaluation(vector, evaluation, certificate).to_pt()
+    evaluated = add_evaluation(vector, evaluation, certificate)
+    if spec.tasks:
+        evaluated.metadata[TASKS] = [result.to_json() for result in task_results(page)]
+    content = evaluated.to_pt()
     page.store.write(page.vector_key, content)
     log.info("evaluated: %s, effect %+.2f", evaluation.verdict, evaluation.effect)
     page.finish(Ended.after(*made_of(page), _in_short(evaluation, sha256_of(content))))

@@ -11,8 +11,9 @@ from factory.benchmark.condition import BARE, baselines, steered
 from factory.benchmark.extractor import extract_number, extract_text
 from factory.benchmark.item import Item, Task
 from factory.benchmark.likelihood import likeliest_letters
+from factory.benchmark.outcome import BASES
 from factory.benchmark.run import Bench, Budget, run_task
-from factory.commands.benchmark import ROLES, names_of
+from factory.commands.benchmark import names_of
 from factory.errors import BenchmarkError
 from factory.evaluation import answers
 from factory.evaluation.answers import Questioning, ask
@@ -143,7 +144,7 @@ def test_each_vector_is_held_against_the_words_for_its_own_style(target, vector,
 def test_vectors_of_one_file_name_are_told_apart(tmp_path):
     paths = [tmp_path / "a" / "steps.pt", tmp_path / "b" / "steps.pt", tmp_path / "b" / "ideas.pt"]
     assert list(names_of(paths).values()) == [str(paths[0]), str(paths[1]), "ideas"]
-    assert names_of([tmp_path / f"{ROLES[0]}.pt", paths[0]])[tmp_path / "unsteered.pt"] not in ROLES
+    assert names_of([tmp_path / "unsteered.pt", paths[0]])[tmp_path / "unsteered.pt"] not in BASES
     assert names_of(paths[:1]) == {paths[0]: ""}
 
 

@@ -8,9 +8,16 @@ import torch
 
 from factory import load_target
 from factory.evaluation.answers import Questioning, ask, losses
+from factory.evaluation.examiner import Examiner
+from factory.evaluation.parts import PartsDone
+from factory.evaluation.phases import PhaseBudgets, opens_thought
 from factory.evaluation.relevance import relevance, surprises_of
 from factory.evaluation.repetition import repeated_sentences, stock_phrases
-from factory.evaluation.thought import Answer, PhaseBudgets, opens_thought, split_thought
+from factory.evaluation.spec import EvaluationSpec
+from factory.evaluation.thought import Answer, split_thought
+from factory.evaluation.verdict import specificity_of
+from factory.learning.learn import zero_vector
+from factory.pairs.styles import load_style
 from factory.store import Store
 from tests.conftest import CHAT_TEMPLATE, save_tiny_model
 
@@ -115,6 +122,31 @@ def test_a_model_whose_prompt_opens_a_thought_is_judged_behind_it(tmp_path):
     assert [split_thought(text).cut for text in said] == [True] * 3, "random weights never close a thought"
     bounded = ask(target, Questioning(tuple(QUESTIONS), 10), Store("memory://bounded"))
     assert said == [f"<think>\n{thought}" for thought in bounded], "a thought that never ends is cut at its own limit"
+
+
+def test_an_evaluation_judges_behind_the_thought_and_counts_thoughts_that_never_ended(tmp_path):
+    spec = EvaluationSpec(
+        questions=tuple(QUESTIONS),
+        choice_questions=(),
+        probe_questions=(),
+        strengths=(1.0,),
+        positions=(1,),
+        layer_sets=("all",),
+        max_new_tokens=4,
+        thinking_tokens=9,
+    )
+    target, store = thinking_target(tmp_path), Store("memory://thoughts")
+    nothing = zero_vector(target, "step_by_step_reasoning", "all")
+    style = load_style("step_by_step_reasoning")
+    examined = Examiner(target, nothing, style, spec, store).examine("unsteered", PartsDone())
+    assert (examined.figures.thoughts_cut, examined.figures.words, examined.figures.markers) == (3, 0, 0)
+    said = store.require_json(examined.answers)
+    bounded = ask(target, Questioning(tuple(QUESTIONS), 9), store)
+    assert said == [f"<think>\n{thought}" for thought in bounded], "a thought has the tokens that the settings give it"
+    assert specificity_of(said, {style.name: style}) == {style.name: 0.0}
+    unbounded = spec.model_copy(update={"thinking_tokens": 0})
+    plain = Examiner(target, nothing, style, unbounded, store).examine("unsteered", PartsDone())
+    assert "thoughts_cut" not in plain.to_json()["figures"], "a run of an older version is judged as it was"
 
 
 def test_a_model_that_does_not_think_is_asked_as_ever(target):
