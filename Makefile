@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SEEDS  ?= 100
 
-.PHONY: help install demo test test-all test-vllm lint chaos benchmark clean
+.PHONY: help install demo test test-all test-vllm lint chaos benchmark comparison clean
 
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ chaos: install  ## break everything, SEEDS times
 benchmark: install  ## speed against peers, in one run each
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/learning.py --only speed
+
+comparison: install  ## ways to steer side by side, docs/comparison.md: a night on two cores; goes on where it stopped
+	$(BIN)/python benchmarks/comparison.py --config benchmarks/comparison.yaml
 
 clean:  ## remove what make made
 	rm -rf $(VENV) out build dist *.egg-info

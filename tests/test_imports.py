@@ -123,7 +123,8 @@ def test_no_domain_module_imports_the_terminal_or_the_queue():
         ("factory.extraction", RUN | {"factory.teacher", "factory.evaluation"}),
         ("factory.vector", RUN | {"factory.evaluation"}),
         ("factory.learning", RUN | {"factory.teacher", "factory.evaluation"}),
-        ("factory.evaluation", RUN),
+        ("factory.evaluation", RUN | {"factory.benchmark"}),
+        ("factory.benchmark", RUN),
         ("factory.serving", RUN | {"factory.teacher", "factory.evaluation"}),
         # vLLM's environment has a transformers of its own, and no queue.
         ("factory.vllm", RUN | {"factory.teacher", "factory.evaluation", "factory.target.model", "factory.target.kv"}),
