@@ -16,7 +16,7 @@ from workers.flow.task import open_store
 PATIENCE = 1.0  # s in which workers answer; one that does not is not judged
 
 
-@inspect_command(args=[("key", str)], signature="<key>")  # type: ignore[untyped-decorator]
+@inspect_command(args=[("key", str)], signature="<key>")
 def sees_artifact(state: Any, key: str) -> dict[str, object]:
     """Whether this worker's store holds ``key``, and where that store is."""
     try:
