@@ -160,7 +160,7 @@ def hold(line: str, said: str) -> None:
     assert "load_in_8bit" not in said, f"{line}\n{said}"
 
 
-def until(found, patience: float = 180.0) -> None:
+def until(found, patience: float = 600.0) -> None:
     deadline = time.monotonic() + patience
     while not found():
         assert time.monotonic() < deadline, "did not happen"
