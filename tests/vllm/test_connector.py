@@ -234,8 +234,10 @@ def test_svf_serve_with_vllm_takes_the_field_and_the_names_that_svf_serve_takes(
                 await stranger.models.list()
             return names, wrong
 
-        got = asyncio.run(all_at_once())
-        names, wrong = asyncio.run(listed())
+        async def everything():  # in one loop, to which the client's connections belong
+            return await all_at_once(), await listed()
+
+        got, (names, wrong) = asyncio.run(everything())
     right = [
         generate(model, question, vector=next(steerings(way, vectors)), max_new_tokens=24)
         for question in QUESTIONS
