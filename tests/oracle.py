@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -17,6 +18,7 @@ def naive_states(target: Target, ids: list[int], positions: list[int], layers: l
     """Keys and values of one text at its positions, averaged; keys as they were before the model turned them."""
     with torch.no_grad(), recording(target.model) as turned:
         cache = target.model(input_ids=torch.tensor([ids]), use_cache=True).past_key_values
+    cache = getattr(cache, "self_attention_cache", cache)  # a BERT has one for an encoder too
     keys, values = [], []
     for layer in layers:
         k, v = cache.layers[layer].keys[0], cache.layers[layer].values[0]  # [n_kv_heads, n_tokens, head_dim]
@@ -41,7 +43,8 @@ def recording(model):
     def noting(function):
         def call(query, key, *rest, **options):
             results = function(query, key, *rest, **options)
-            noted.append((key, results[1]))
+            # GPT-J turns queries and keys by a call each, and the second argument is an angle
+            noted.append((query, results) if isinstance(results, torch.Tensor) else (key, results[1]))
             return results
 
         return call
@@ -59,16 +62,16 @@ def unturned(cached, turned):
     """The key that became ``cached`` [n_kv_heads, n_tokens, head_dim]; itself, where nothing turned it."""
     for before, after in turned:
         for given, made in ((before[0], after[0]), (before[0].transpose(0, 1), after[0].transpose(0, 1))):
-            for norm in (torch.Tensor.float, l2_normed):
+            for norm in (torch.Tensor.float, partial(l2_normed, eps=1e-5), partial(l2_normed, eps=1e-6)):
                 part, found = cached[..., : made.shape[-1]].float(), norm(made).float()
                 if made.shape[:2] == cached.shape[:2] and torch.allclose(found, part, atol=1e-6, rtol=0):
                     return torch.cat([norm(given), cached[..., made.shape[-1] :]], dim=-1)
     return cached
 
 
-def l2_normed(states):
-    """What Llama 4 does to keys once they are turned."""
-    return states.float() * torch.rsqrt(states.float().square().mean(-1, keepdim=True) + 1e-5)
+def l2_normed(states, eps):
+    """What Llama 4 and nanochat do to keys once they are turned."""
+    return states.float() * torch.rsqrt(states.float().square().mean(-1, keepdim=True) + eps)
 
 
 def naive_vector(pairs, target: Target, layers: list[int], **rendering):

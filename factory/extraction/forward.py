@@ -26,11 +26,12 @@ BLOCKWISE = "blockwise"
 
 
 @contextmanager
-def reading(target: Target, last_layer: int) -> Iterator[None]:
-    """Run forward passes that end at the keys and values of ``last_layer``."""
+def reading(target: Target, last_layer: int, *, packed: bool) -> Iterator[None]:
+    """Run forward passes that end at the keys and values of ``last_layer``; ``packed``: over several segments."""
     with ExitStack() as stack:
         stack.enter_context(_no_queries_at(target, last_layer))
-        stack.enter_context(_attention_by_segment(target))
+        if packed:
+            stack.enter_context(_attention_by_segment(target))
         stack.enter_context(_exact_sums(target))
         yield
 
@@ -58,11 +59,6 @@ def _no_queries_at(target: Target, layer: int) -> Iterator[None]:
         projection.forward = usual
 
 
-def is_packable(target: Target) -> bool:
-    """Whether the model's attention can be replaced, so that several segments share a pass."""
-    return bool(target.model._supports_attention_backend)
-
-
 def attention_of_a_segment(target: Target) -> str:
     """What attends within a segment: the model's usual attention, or ours in the place of torch's on a CPU."""
     usual: str = target.model.config._attn_implementation
@@ -72,9 +68,6 @@ def attention_of_a_segment(target: Target) -> str:
 @contextmanager
 def _attention_by_segment(target: Target) -> Iterator[None]:
     """Let each segment of a pass attend to its own text alone."""
-    if not is_packable(target):
-        yield
-        return
     usual, each = target.model.config._attn_implementation, attention_of_a_segment(target)
     name = f"{each}, by segment"
     AttentionInterface.register(name, partial(attend_by_segment, usual=each))

@@ -3,22 +3,27 @@
 One token at several positions, each in a row of its own: it sees nothing but itself, so where values
 are the same in every row the hidden states are too, and keys must be the same once they are turned
 back to position 0. That holds every layer's rotation to account, whatever the model's code calls it.
+A short text then tells whether the model counts positions as it is told to: from 0, behind any padding.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from factory.errors import TargetError
+from factory.target.kv import read_states_of
 from factory.target.rotation import Rotation, Watched, watch_keys
 
 POSITIONS = (0, 3, 61, 200)
 TOKEN = 10  # any that a vocabulary has
+TEXT = (10, 11, 12, 13, 14)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of a key's length, by the numbers that a model computes in
+READ_ALIKE = {torch.float32: 1e-3}  # of a value's length, in the middle layer: a kernel's rounding adds up
 KEYS_TURNED, KEYS_AS_CACHED, KEYS_REFUSED = "rotated to position 0", "as cached", "none"
 
 
@@ -45,12 +50,27 @@ def find_anatomy(model: PreTrainedModel, name: str) -> Anatomy:
     """Find out what the cache of ``model`` is like.
 
     Raises:
-        TargetError: layers differ in their shape, or keys in theirs from values.
+        TargetError: layers differ in their shape, or keys in theirs from values; the model cannot read
+            into a cache, or counts positions in a way of its own.
     """
+    try:
+        return _find_anatomy(model, name)
+    except (TargetError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model's own code raises
+        reason = " ".join(str(error).split())[:200]
+        raise TargetError(
+            f"{name}: it cannot read a token into a cache of keys and values ({type(error).__name__}: {reason}). "
+            "Choose another model."
+        ) from error
+
+
+def _find_anatomy(model: PreTrainedModel, name: str) -> Anatomy:
     limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
     positions = [position for position in POSITIONS if position < limit]
     watched = watch_keys(model, TOKEN, positions)
     shape = _shape(watched, model, name)
+    _check_positions(model, name)
     rotation = watched.rotation()
     if rotation is None:
         return Anatomy(shape, Rotation(), "the model turns its keys in a way that is not understood")
@@ -65,7 +85,7 @@ def _shape(watched: Watched, model: PreTrainedModel, name: str) -> tuple[int, in
     n_layers = int(model.config.get_text_config().num_hidden_layers)
     if sorted(watched.keys) != list(range(n_layers)):
         raise TargetError(
-            f"{name}: only layers {_listed(sorted(watched.keys))} of {n_layers} keep keys and values of their own. "
+            f"{name}: {len(watched.keys)} layers keep keys and values of their own, expected all {n_layers}. "
             "Choose a model with a cache in every layer."
         )
     shapes = {tuple(states.shape) for states in (*watched.keys.values(), *watched.values.values())}
@@ -79,6 +99,40 @@ def _shape(watched: Watched, model: PreTrainedModel, name: str) -> tuple[int, in
     if len(shape) != 4 or shape[2] != 1:
         raise TargetError(f"{name}: its cache holds {shape} for one token, expected [batch, heads, 1, head size]")
     return shape[1], shape[3]
+
+
+def _check_positions(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model that does not count positions as it is told to: RoBERTa starts at 2, BART counts padding."""
+    usual = read_states_of(model, torch.tensor([TEXT], device=model.device))
+    for padding in (0, 3):
+        ids = torch.tensor([[TOKEN] * padding + list(TEXT)], device=model.device)
+        mask = torch.tensor([[0] * padding + [1] * len(TEXT)], device=model.device)
+        positions = torch.tensor([[0] * padding + list(range(len(TEXT)))], device=model.device)
+        told = read_states_of(model, ids, attention_mask=mask, position_ids=positions)
+        apart = sorted(_apart(told[layer][1][:, :, padding:].float(), usual[layer][1].float()) for layer in usual)
+        if apart[len(apart) // 2] > READ_ALIKE.get(model.dtype, 0.3):
+            why = "a text behind padding" if padding else "a text whose positions count from 0"
+            raise TargetError(f"{name}: it reads {why} otherwise than the text alone. Choose another model.")
+
+
+@torch.inference_mode()
+def answers_behind_padding(model: Any) -> bool:
+    """Whether ``generate`` goes on behind padding as it does without (GIT and Whisper count padding as they go on)."""
+    second = []
+    for padding in (0, 3):
+        ids = torch.tensor([[TOKEN] * padding + list(TEXT)], device=model.device)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=(torch.arange(ids.shape[1], device=model.device) >= padding).long()[None],
+            max_new_tokens=2,
+            min_new_tokens=2,
+            do_sample=False,
+            pad_token_id=TOKEN,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        second.append(output.logits[1].float())  # [1, vocabulary]
+    return _apart(*second) <= READ_ALIKE.get(model.dtype, 0.3)
 
 
 def _wrong_layers(watched: Watched, rotation: Rotation, positions: list[int], dtype: torch.dtype) -> list[int]:

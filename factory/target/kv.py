@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
@@ -53,6 +54,18 @@ class WatchedCache(DynamicCache):
         """Tell layer ``layer_idx``'s new states, and keep them."""
         self.seen(layer_idx, key_states, value_states)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+@torch.inference_mode()
+def read_states_of(model: PreTrainedModel, ids: Tensor, **inputs: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """Every layer's keys and values of the texts ``ids`` [n, n_tokens], as the model itself reads them.
+
+    Each is ``[n, n_kv_heads, n_tokens, head_dim]``; ``inputs`` is what the model is told besides.
+    """
+    states: dict[int, tuple[Tensor, Tensor]] = {}
+    cache = WatchedCache(lambda layer, keys, values: states.update({layer: (keys, values)}))
+    model.base_model(input_ids=ids, past_key_values=cache, use_cache=True, **inputs)
+    return states
 
 
 def add_to_cache(

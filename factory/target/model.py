@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from factory.errors import TargetError
 from factory.files import sha256_of, today
 from factory.log import log
-from factory.target.anatomy import Anatomy, find_anatomy
+from factory.target.anatomy import Anatomy, answers_behind_padding, find_anatomy
 from factory.target.chat import Chat, Message, add_template_of_its_own
 from factory.target.download import BUILT_IN, built_in_folder, require_model
 from factory.target.gguf import check_gguf
@@ -93,6 +93,12 @@ class Target:
         """What of the model sets :attr:`longest_text`, in words."""
         limits = reading_limits(self.model.config)
         return min(limits, key=lambda why: limits[why], default="nothing")
+
+    @cached_property
+    def can_pad(self) -> bool:
+        """Whether texts of different length can be answered together, the shorter ones behind padding."""
+        with self.lock:
+            return answers_behind_padding(self.model)
 
     def peak_memory_mib(self) -> float:
         """The most memory that this process has used so far: on the GPU if the model is there, else its own.
@@ -237,7 +243,19 @@ def load_target(
     if quantize is None or not place.startswith("cuda"):
         model = model.to(place)
     model = model.eval().requires_grad_(False)
+    _keep_a_cache(model)
     return Target(name, revision or _hub_commit(model), model, tokenizer, find_anatomy(model, name))
+
+
+def _keep_a_cache(model: Any) -> None:
+    """Let ``generate`` use the cache that it is given, whatever the checkpoint says.
+
+    A model that was fine-tuned with gradient checkpointing is often saved with ``use_cache: false``; MPT
+    comes so. Given a cache all the same, ``generate`` would read the whole prompt into it once more.
+    """
+    for config in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
+        if config is not None:
+            config.use_cache = True
 
 
 def _load_model(source: str, options: dict[str, Any]) -> Any:

@@ -143,8 +143,11 @@ def generate_batch(
     max_new_tokens: int = 256,
     **sampling: Any,
 ) -> list[str]:
-    """Answers to several conversations at once, all steered alike; padding goes to the left."""
+    """Answers to several conversations, all steered alike: at once, padded on the left, where the model can."""
     prompts = [[*target.prompt_ids(messages), target.neutral_id] for messages in conversations]
+    if len(set(map(len, prompts))) > 1 and not target.can_pad:
+        alone = {"steering": steering, "max_new_tokens": max_new_tokens} | sampling
+        return [generate_batch(target, [messages], **alone)[0] for messages in conversations]
     ids, mask = left_padded(target, prompts)
     cache = steered_cache(target, ids, mask, steering)
     options: dict[str, Any] = {"do_sample": False, "pad_token_id": _pad_id(target)} | sampling
