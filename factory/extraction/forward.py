@@ -40,11 +40,11 @@ def reading(target: Target, last_layer: int, *, packed: bool) -> Iterator[None]:
 def _no_queries_at(target: Target, layer: int) -> Iterator[None]:
     """Skip the query projection of ``layer``, the last that is read: the pass ends at its keys and values.
 
-    A model that projects all three at once (GPT-2) does as always.
+    A model that projects all three at once (GPT-2), or in a way of its own (Moshi), does as always.
     """
     layers = getattr(target.model.base_model, "layers", None)
     projection: Any = layers and getattr(getattr(layers[layer], "self_attn", None), "q_proj", None)
-    if projection is None:
+    if not isinstance(projection, torch.nn.Linear):
         yield
         return
 

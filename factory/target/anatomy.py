@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from factory.errors import TargetError
-from factory.target.kv import read_states_of
+from factory.target.kv import new_cache, read_states_of
 from factory.target.rotation import Rotation, Watched, watch_keys
 
 POSITIONS = (0, 3, 61, 200)
@@ -117,13 +117,24 @@ def _check_positions(model: PreTrainedModel, name: str) -> None:
 
 @torch.inference_mode()
 def answers_behind_padding(model: Any) -> bool:
-    """Whether ``generate`` goes on behind padding as it does without (GIT and Whisper count padding as they go on)."""
+    """Whether ``generate`` goes on from a cache behind padding as it does without: GIT and Whisper count padding."""
     second = []
     for padding in (0, 3):
         ids = torch.tensor([[TOKEN] * padding + list(TEXT)], device=model.device)
+        mask = (torch.arange(ids.shape[1], device=model.device) >= padding).long()[None]
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        cache = new_cache(model)
+        model.base_model(
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
         output = model.generate(
             input_ids=ids,
-            attention_mask=(torch.arange(ids.shape[1], device=model.device) >= padding).long()[None],
+            attention_mask=mask,
+            past_key_values=cache,
             max_new_tokens=2,
             min_new_tokens=2,
             do_sample=False,
