@@ -283,6 +283,21 @@ class Settings(Frozen):
         """Models that a worker with these settings may load."""
         return [self.target_model] if self.allowed_models is None else self.allowed_models
 
+    def require_allowed(self, model: str, *, for_others: bool = False) -> None:
+        """Refuse to load a model that ``allowed_models`` does not name.
+
+        Where it names none, a worker loads the configured model alone (``for_others``: another's message says
+        which), and a command whatever the vector is for that its user gave.
+
+        Raises:
+            ConfigError: says which are allowed.
+        """
+        allowed = self.models_allowed
+        if model not in allowed and (for_others or self.allowed_models is not None):
+            raise ConfigError(
+                f"target model {model!r} is not allowed here: add it to allowed_models (now {', '.join(allowed)})"
+            )
+
 
 SECTIONS = tuple(name for name, field in Settings.model_fields.items() if isinstance(field.default, Frozen))
 

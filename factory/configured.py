@@ -16,8 +16,10 @@ def load_configured_target(name: str, settings: Settings) -> Target:
     stands in configurations that are meant for a GPU too.
 
     Raises:
+        ConfigError: ``allowed_models`` names others.
         TargetError: see :func:`factory.target.model.load_target`.
     """
+    settings.require_allowed(name)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)

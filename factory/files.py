@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import time
+import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,27 @@ from factory.errors import ConfigError
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
+    write_pieces(path, [to_bytes(content)])
+
+
+def write_pieces(path: str | Path, pieces: Iterable[bytes], *, is_new: bool = False) -> None:
+    """Like :func:`write_atomically`, for content that need not fit into memory; it survives a loss of power.
+
+    Raises:
+        FileExistsError: there is such a file, and it was to be new.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    raw = to_bytes(content)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_bytes(raw)
-        os.replace(temporary, path)
+        with temporary.open("xb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            os.link(temporary, path)
+        else:
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,12 +7,11 @@ atomic; reads verify. Paths cannot leave the store. This module does not know wh
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
 import posixpath
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,10 +19,11 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from factory.errors import ConfigError, FactoryError, StoreError
-from factory.files import hash_of, to_bytes
+from factory.files import hash_of, to_bytes, write_pieces
 
 DEFAULT_STORE = "runs"  # a folder, in the current folder or in the output's
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+READS = 5  # of an object that others replace meanwhile, such as a claim that is renewed
 
 
 class Store:
@@ -62,18 +62,25 @@ class Store:
     def read(self, key: str) -> bytes | None:
         """The bytes under ``key``, or None."""
         try:
-            # Not cat_file: remote file systems cache listings, and another machine may have written since.
-            with self._reaching("read"), self.files.open(self.path(key), "rb") as file:
-                return bytes(file.read())
+            with self._reaching("read"):
+                return self._read(self.path(key))
         except FileNotFoundError:
             return None
+
+    def _read(self, path: str) -> bytes:
+        """The bytes of a file; once more where it was replaced after it was found: S3 tells of that."""
+        for _ in range(READS):  # not cat_file: file systems cache listings, and another machine may have written since
+            with _leaving_out_replaced(), self.files.open(path, "rb") as file:
+                return bytes(file.read())
+            self.files.invalidate_cache()
+        raise StoreError(f"{path} was replaced {READS} times while it was read")
 
     def write(self, key: str, content: bytes) -> None:
         """Put ``content`` under ``key``: a reader sees the old bytes or the new, never a part."""
         path = self.path(key)
         with self._reaching("written"):
             if self.is_local:
-                self._write_local(path, (content,))
+                write_pieces(path, [content])
             else:
                 self.files.pipe_file(path, content)  # one request: object stores are atomic by object
 
@@ -83,7 +90,7 @@ class Store:
         try:
             with self._reaching("written"):
                 if self.is_local:
-                    _create_local(path, content)
+                    write_pieces(path, [content], is_new=True)
                 else:
                     self.files.pipe_file(path, content, mode="create")
         except FileExistsError:
@@ -102,24 +109,11 @@ class Store:
 
         with self._reaching("written"):
             if self.is_local:
-                self._write_local(path, seen())
+                write_pieces(path, seen())
             else:
                 with self.files.open(path, "wb") as file:  # object stores show an object when it is closed
                     file.writelines(seen())
         return digest.hexdigest()
-
-    def _write_local(self, path: str, pieces: Iterable[bytes]) -> None:
-        os.makedirs(posixpath.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
 
     def exists(self, key: str) -> bool:
         """Whether something lies under ``key``."""
@@ -222,25 +216,16 @@ class Store:
         return raw[32:]
 
 
+@contextmanager
+def _leaving_out_replaced() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+
+
 def _envelope(content: Any) -> tuple[bytes, str]:
     """JSON content with its own hash beside it, and the hash."""
     digest = hash_of(content)
     return to_bytes(json.dumps({"sha256": digest, "content": content}, ensure_ascii=False, sort_keys=True)), digest
-
-
-def _create_local(path: str, content: bytes) -> None:
-    """A new file, whole from its first moment.
-
-    Raises:
-        FileExistsError: there is one.
-    """
-    os.makedirs(posixpath.dirname(path), exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    finally:
-        os.unlink(temporary)

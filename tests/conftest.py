@@ -17,6 +17,7 @@ from factory.cluster.embedded import running_broker
 from factory.pairs.dataset import load_pairs
 from factory.pairs.pair import ContrastivePair
 from factory.store import Store
+from tests.s3 import running_s3
 
 ROOT = Path(__file__).parents[1]
 hypothesis.settings.register_profile("factory", max_examples=50, deadline=None)  # machines are shared: no time limits
@@ -137,6 +138,13 @@ def broker(tmp_path_factory) -> Iterator[str]:
 def store(tmp_path) -> Store:
     """An empty store in a folder."""
     return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, str]]:
+    """A real S3 server with a bucket ``factory``: its address and keys as environment variables."""
+    with running_s3() as environment:
+        yield environment
 
 
 @dataclass(frozen=True)

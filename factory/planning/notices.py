@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from factory.benchmark.item import Task
 from factory.benchmark.outcome import BASES
 from factory.config import Settings
+from factory.pairs.pair import cut_batches
 from factory.planning.supply import Supply, has_teacher
 from factory.teacher.endpoint import OPENAI_KEY
 from factory.teacher.spec import TeacherSpec
@@ -26,12 +27,31 @@ def describe_tasks(tasks: Sequence[Task], n_styles: int) -> list[str]:
 
 
 def describe_gaps(settings: Settings, supplies: Sequence[Supply], asked: dict[str, str]) -> list[str]:
-    """Questions that are not asked, or not held out, and why."""
+    """Questions that are not asked, or not held out, and examples that texts will lack, and why."""
     return [
         *describe_unasked(settings, supplies),
         *describe_repeats(merge_repeats(supplies)),
         *describe_asked(asked),
+        *describe_small_batches(settings, supplies),
     ]
+
+
+def describe_small_batches(settings: Settings, supplies: Sequence[Supply]) -> list[str]:
+    """Styles whose every batch has too few pairs for the examples of a fewshot text, one line each."""
+    extraction = settings.extraction_config
+    needed = extraction.n_shots + 1  # the last question is another pair's
+    lines = []
+    for style, supply in zip(settings.styles, supplies, strict=True):
+        sizes = [len(batch) for batch in cut_batches(supply.pairs, extraction.batch_size)]
+        if supply.missing:
+            sizes.append(min(len(supply.missing), extraction.batch_size))
+        if extraction.recipe == "fewshot" and sum(map(bool, sizes)) > 1 and max(sizes) < needed:
+            lines.append(
+                f"style {style!r}: texts will have fewer than {extraction.n_shots} examples, as their batches have "
+                f"{max(sizes)} pairs at most, and {needed} are needed: raise batch_size (extraction_config), or lower "
+                "n_shots"
+            )
+    return lines
 
 
 def describe_successor(teacher: TeacherSpec) -> list[str]:

@@ -6,7 +6,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from factory.config import Settings
-from factory.errors import ConfigError
 from factory.extraction.spec import ExtractionSpec
 from factory.log import log
 from factory.run.spec import RunSpec
@@ -69,11 +68,7 @@ def target_of(run: RunSpec, settings: Settings) -> Target:
     from factory.target.layers import depth_to_read
 
     spec = run.extraction
-    if spec.target_model not in settings.models_allowed:
-        raise ConfigError(
-            f"target model {spec.target_model!r} is not allowed on this worker: add it to allowed_models "
-            f"(now {', '.join(settings.models_allowed)})"
-        )
+    settings.require_allowed(spec.target_model, for_others=True)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     depth = depth_to_read(spec.target_layers) if run.evaluation is None and run.learning is None else None

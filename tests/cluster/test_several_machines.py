@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -74,30 +73,9 @@ def local_vector(plain, tmp_path, broker, target, say):
     return plain["bytes"]
 
 
-@pytest.fixture
-def s3(monkeypatch):
-    """A real S3 server: its address and keys as environment variables."""
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(urllib.request.Request(f"{address}/factory", method="PUT"), timeout=5)
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-    finally:
-        server.terminate()
-        server.wait()
-
-
 def test_a_store_on_s3_gives_the_bytes_of_a_folder(tmp_path, plain, broker, target_folder, svf, s3):
     expected = local_vector(plain, tmp_path, broker, target_folder, svf)
-    place = {"FACTORY_BROKER_URL": broker, "FACTORY_STORE": "s3://factory/runs", "AWS_DEFAULT_REGION": "us-east-1"}
+    place = {"FACTORY_BROKER_URL": broker, "FACTORY_STORE": "s3://factory/runs"}
     assert make_vector(tmp_path / "s3", place | s3, target_folder, svf) == expected
     assert not list(tmp_path.glob("s3/*/runs"))  # nothing was kept on the machines
 

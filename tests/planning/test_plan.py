@@ -53,6 +53,22 @@ def test_a_dataset_in_the_output_folder_wins_over_the_one_that_was_shipped(store
     assert plan.spec.styles[0].dataset_metadata["model_used"] == "me"
 
 
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_batches_too_small_for_the_examples_that_are_asked_for_are_a_warning(store, tmp_path, size):
+    (tmp_path / "datasets").mkdir()
+    pairs = [ContrastivePair(f"question {i}", f"Step 1: {i}", f"plain {i}", style=STYLE) for i in range(10)]
+    (tmp_path / "datasets" / f"{STYLE}_pairs.jsonl").write_text(format_dataset(pairs, {"style_name": STYLE}))
+
+    def told(**extraction):
+        return plan_run(settings(extraction_config={"batch_size": size} | extraction), store, tmp_path).warnings
+
+    assert [f"{size} pairs at most, and 5 are needed: raise batch_size" in line for line in told()] == [True] * (
+        size < 5
+    )
+    assert len(told(n_shots=3)) == (size < 4)
+    assert told(recipe="response_last") == []
+
+
 @given(limit=st.integers(1, 60))
 def test_a_limit_takes_the_first_pairs_and_leaves_their_batches_alone(tmp_path_factory, limit):
     folder = tmp_path_factory.mktemp("plan")
