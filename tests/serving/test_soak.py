@@ -194,11 +194,11 @@ def test_sixteen_clients_of_five_settings_get_their_own_answers_and_nothing_leak
     for label in ("calm", "bold", "wild"):
         assert asked["200", label] == soak.statuses[label, 200] > 0
         assert made[(label,)] == soak.tokens[label]
-    assert asked["400", "none"] == soak.statuses["none", 400] > 0
+    assert asked["400", "none"] >= soak.statuses["none", 400] > 0  # who leaves while sending sent half a body
     for status in (401, 413):
         assert asked[str(status), "none"] == soak.statuses["none", status] > 0
-    ended = asked["200", "none"] + asked.get(("499", "none"), 0)
-    assert ended == soak.statuses["none", 200] + soak.statuses["none", "left"]
+    ended = sum(asked.get((status, "none"), 0) for status in ("200", "400", "499"))
+    assert ended == sum(soak.statuses["none", status] for status in (200, 400, "left"))
     assert made[("none",)] >= soak.tokens["none"]
     third = len(soak.memory) // 3
     early, late = max(soak.memory[third : 2 * third]), max(soak.memory[2 * third :])
