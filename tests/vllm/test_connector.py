@@ -248,7 +248,8 @@ def test_svf_serve_with_vllm_takes_the_field_and_the_names_that_svf_serve_takes(
         generate(model, QUESTIONS[0], vector=first, max_new_tokens=24),
         generate(model, QUESTIONS[0], max_new_tokens=24),
     ]
-    assert got == right
+    # Cut off within a character, vLLM leaves it away where transformers writes a replacement for each byte.
+    assert [text.rstrip("\ufffd") for text in got] == [text.rstrip("\ufffd") for text in right]
     assert names == [model.name, f"{model.name}:a", f"{model.name}:b"]
     assert "there is a, b" in wrong[0]
     assert "there is vector, strength" in wrong[1]
