@@ -15,7 +15,6 @@ from rich.text import Text
 
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job, output_option
 from factory.errors import ConfigError
-from factory.evaluation.certificate import Certificate, Held, compare_certificates, figures_of, question_hash
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.spec import EvaluationSpec
 from factory.pairs.dataset import load_questions
@@ -23,6 +22,7 @@ from factory.pairs.styles import load_style
 from factory.planning.specify import held_out_file
 
 if TYPE_CHECKING:
+    from factory.evaluation.certificate import Certificate, Held
     from factory.vector.vector import SteeringVector
 
 
@@ -44,6 +44,7 @@ def certify(
     model gives anew. Vector, questions, style, settings, seeds, model revision and versions are compared
     too, and so is what the file states. The exit status is 1 if anything does not hold.
     """
+    from factory.evaluation.certificate import Certificate, Held, compare_certificates, figures_of, question_hash
     from factory.vector.vector import SteeringVector
 
     vector = SteeringVector.load(file)
