@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SEEDS  ?= 100
 
-.PHONY: help install demo test test-all test-vllm lint chaos benchmark comparison clean
+.PHONY: help install demo test test-all test-network test-vllm lint chaos benchmark comparison clean
 
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ test: install  ## the tests that every change must pass
 
 test-all: install  ## those and the slow ones
 	$(BIN)/pytest -m 'slow or not slow'
+
+test-network: install  ## the wheel, the whole README and the evaluation harness, each installed anew (half an hour)
+	$(BIN)/pytest -m network
 
 test-vllm: install  ## the connector inside vLLM, in an environment of its own (5 minutes and 3.5 GB the first time)
 	SVF_INSTALL_VLLM=1 $(BIN)/pytest -m 'slow or not slow' tests/vllm
