@@ -8,7 +8,6 @@ import pytest
 from factory.errors import VectorError
 from factory.serving import library
 from factory.serving.library import VectorLibrary
-from tests.cluster.test_several_machines import s3  # noqa: F401
 from tests.serving.test_server import named_vector
 
 
@@ -104,7 +103,7 @@ def test_what_lies_afar_is_looked_at_less_often(memory, target, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_bucket_is_a_folder_too(s3, target, tmp_path, monkeypatch):  # noqa: F811
+def test_a_bucket_is_a_folder_too(s3, target, tmp_path, monkeypatch):
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
     files = fsspec.filesystem("s3", skip_instance_cache=True)
