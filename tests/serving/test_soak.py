@@ -198,7 +198,8 @@ def test_sixteen_clients_of_five_settings_get_their_own_answers_and_nothing_leak
     for status in (401, 413):
         assert asked[str(status), "none"] == soak.statuses["none", status] > 0
     ended = sum(asked.get((status, "none"), 0) for status in ("200", "400", "499"))
-    assert ended == sum(soak.statuses["none", status] for status in (200, 400, "left"))
+    stayed, left = soak.statuses["none", 200] + soak.statuses["none", 400], soak.statuses["none", "left"]
+    assert stayed <= ended <= stayed + left  # who leaves at once may not have reached the server
     assert made[("none",)] >= soak.tokens["none"]
     third = len(soak.memory) // 3
     early, late = max(soak.memory[third : 2 * third]), max(soak.memory[2 * third :])
