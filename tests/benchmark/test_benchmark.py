@@ -160,6 +160,7 @@ def test_items_that_a_vector_was_made_from_are_left_out(vector, starter_pairs):
     assert len(task.without(hash_questions(asked)).items) == 2
 
 
+@pytest.mark.slow
 def test_svf_benchmark_prints_json_for_a_program_and_a_table_for_a_person(svf, target, vector, tmp_path):
     vector.save(tmp_path / "steps.pt")
     rows = [{"question": f"q{n}", "answer": str(n)} for n in range(4)]

@@ -69,6 +69,7 @@ def processes_that_know(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_generate_enqueue_and_one_process_learn_the_same_bytes(svf, config, tmp_path, target, one_thread):
     # Given the same run, with learning, made three ways: all embedded, on separate workers, and in this process
     settings = yaml.safe_load(config.read_text())

@@ -5,6 +5,8 @@ import re
 import sys
 import time
 
+import pytest
+
 from tests.conftest import STYLES
 from tests.programs import running_program
 
@@ -16,6 +18,7 @@ def until(found, patience=120.0):
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_worker_with_another_store_is_named_by_watchers_and_refused_by_the_next_enqueue(
     broker, svf, tmp_path, target_folder
 ):
