@@ -43,9 +43,9 @@ def describe_small_batches(settings: Settings, supplies: Sequence[Supply]) -> li
     lines = []
     for style, supply in zip(settings.styles, supplies, strict=True):
         sizes = [len(batch) for batch in cut_batches(supply.pairs, extraction.batch_size)]
-        if supply.missing:
-            sizes.append(min(len(supply.missing), extraction.batch_size))
-        if extraction.recipe == "fewshot" and sum(map(bool, sizes)) > 1 and max(sizes) < needed:
+        starts = range(0, len(supply.missing), extraction.batch_size)
+        sizes += [len(supply.missing[start : start + extraction.batch_size]) for start in starts]
+        if extraction.recipe == "fewshot" and len(sizes) > 1 and max(sizes) < needed:
             lines.append(
                 f"style {style!r}: texts will have fewer than {extraction.n_shots} examples, as their batches have "
                 f"{max(sizes)} pairs at most, and {needed} are needed: raise batch_size (extraction_config), or lower "

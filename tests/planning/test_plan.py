@@ -69,6 +69,14 @@ def test_batches_too_small_for_the_examples_that_are_asked_for_are_a_warning(sto
     assert told(recipe="response_last") == []
 
 
+def test_batches_too_small_are_a_warning_also_where_a_teacher_writes_the_pairs(store, tmp_path):
+    given = settings(base_url="http://127.0.0.1:1/v1", regenerate_datasets=True, extraction_config={"batch_size": 1})
+
+    (warning,) = plan_run(given, store, tmp_path).warnings
+
+    assert "1 pairs at most, and 5 are needed" in warning
+
+
 @given(limit=st.integers(1, 60))
 def test_a_limit_takes_the_first_pairs_and_leaves_their_batches_alone(tmp_path_factory, limit):
     folder = tmp_path_factory.mktemp("plan")
