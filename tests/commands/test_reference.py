@@ -5,9 +5,10 @@ import json
 import pytest
 
 from factory.pairs.dataset import load_pairs
+from factory.pairs.styles import load_style
 from factory.vector.vector import SteeringVector
 from tests.conftest import save_tiny_model
-from tests.endpoint import running_endpoint
+from tests.endpoint import answer_to, running_endpoint
 
 CONFIG = """
 teacher_model: "gpt-4"  # or gpt-3.5-turbo, claude-3-sonnet
@@ -76,6 +77,21 @@ def test_the_configuration_and_the_dataset_are_read_as_they_are(home, svf):
     assert [pair.pair_id for pair in load_pairs(home / "datasets" / f"{STYLES[0]}_pairs.jsonl")] == list("012345")
 
 
+ADDED = ["How would you lay out a town for cyclists?", "What keeps a promise worth keeping?"]
+
+
+def written():
+    """What a teacher answers who keeps to the instructions of both styles, on either side."""
+    sides = {}
+    for style, sentence in zip(STYLES, ("The evidence suggests a hypothesis", "Step {n}: do it"), strict=True):
+        for question in ADDED:
+            in_style, plain = load_style(style).prompts_for(question)
+            sides[plain] = answer_to(question)
+            texts = answer_to(question + "!").split(".")[:4]
+            sides[in_style] = "\n".join(f"{sentence.format(n=n)}: {text}." for n, text in enumerate(texts, start=1))
+    return sides.__getitem__
+
+
 @pytest.mark.slow
 def test_the_commands_make_vectors_and_have_the_additional_questions_answered(home, svf, tmp_path_factory):
     texts = [pair.positive_response for pair in load_pairs(home / "datasets" / f"{STYLES[1]}_pairs.jsonl")]
@@ -98,13 +114,11 @@ def test_the_commands_make_vectors_and_have_the_additional_questions_answered(ho
         assert (home / "sam" / "assets" / "steering_vectors" / f"{style}_template.json").is_file()
     assert (home / "steering_vector_generation.log").is_file()
     with running_endpoint() as endpoint:
+        endpoint.answer = written()
         said = svf(*words, "--api-key", "sk-own", FACTORY_BASE_URL=endpoint.base_url, **machine)
         keys = endpoint.keys
     assert said.status == 0, said.out + said.err
     assert keys == {"Bearer sk-own"}
     pairs = load_pairs(home / "datasets" / f"{STYLES[1]}_pairs.jsonl")
-    assert [pair.question for pair in pairs[6:]] == [
-        "How would you lay out a town for cyclists?",
-        "What keeps a promise worth keeping?",
-    ]
+    assert [pair.question for pair in pairs[6:]] == ADDED
     assert SteeringVector.load(home / "steering_vectors" / f"{STYLES[1]}.pt").metadata["pairs_used"] == 8
