@@ -21,6 +21,7 @@ from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.figures import Capability, StateFigures
 from factory.evaluation.judged import count_judged, make_scorer
 from factory.evaluation.spec import EvaluationSpec
+from factory.learning.description import is_learned
 from factory.pairs.dataset import load_questions
 from factory.pairs.heldout import asked_hashes, find_hashed
 from factory.pairs.styles import Style, load_style
@@ -100,7 +101,7 @@ def _spec_of(vector: SteeringVector, settings: Settings, strengths: Sequence[flo
     without_rounds = settings.learning.model_copy(update={"rounds": 0})  # whatever a run here would learn
     settings = settings.model_copy(update={"learning": without_rounds})
     spec = plan_evaluation(settings, _asked_by(vector, settings))
-    return as_learned(spec, strengths or settings.learning.strengths) if "learning" in vector.metadata else spec
+    return as_learned(spec, strengths or settings.learning.strengths) if is_learned(vector) else spec
 
 
 def _open_judge(job: Job, settings: Settings, n_vectors: int) -> Teacher | None:

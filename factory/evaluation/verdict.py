@@ -25,8 +25,9 @@ from factory.evaluation.rules import (
 from factory.evaluation.score import gain
 from factory.evaluation.spec import BASELINES, CONTROLS, MEAN, EvaluationSpec
 from factory.evaluation.thought import answers_of
+from factory.learning.description import is_learned
 from factory.pairs.styles import Style
-from factory.vector.recommendation import Recommendation, without_recommendation
+from factory.vector.recommendation import AS_LEARNED, Recommendation, without_recommendation
 from factory.vector.vector import SteeringVector
 
 STATES = (*BASELINES, "steered", *CONTROLS)  # of the model, in the order in which they are shown
@@ -149,7 +150,9 @@ def advise(verdict: str, gains: Gains, *, loops: bool, prompted: float) -> str:
 def add_evaluation(
     vector: SteeringVector, evaluation: Evaluation, certificate: Certificate | None = None
 ) -> SteeringVector:
-    """The vector with its verdict, and with what steering then uses by default; nothing where none was measured.
+    """The vector with its verdict, and with what steering then uses by default.
+
+    Where nothing was measured a learned vector is added as it was learned, another as if never evaluated.
 
     ``certificate``: what it takes to measure the same again; one that the vector had before goes.
     """
@@ -169,7 +172,10 @@ def add_evaluation(
     }
     # Right answers were counted at the setting of an earlier evaluation.
     before = {key: value for key, value in vector.metadata.items() if key not in {*found, TASKS}}
-    recommended = best.written_into(before) if measured else without_recommendation(before)
+    if measured or is_learned(vector):
+        recommended = (best if measured else AS_LEARNED).written_into(before)
+    else:
+        recommended = without_recommendation(before)
     if certificate is None:
         del found[CERTIFICATE]
     return replace(vector, metadata={**recommended, **found})

@@ -8,6 +8,11 @@ if TYPE_CHECKING:
     from factory.vector.vector import SteeringVector
 
 
+def is_learned(vector: SteeringVector) -> bool:
+    """Whether a vector was learned, and so is meant to be added with its keys at strength 1."""
+    return "learning" in vector.extraction_config
+
+
 def describe_learning(vector: SteeringVector) -> str | None:
     """Such as "41 rounds of likelihood, best before round 36"; None of a vector that was not learned."""
     learned, how = vector.metadata.get("learning"), vector.extraction_config.get("learning")

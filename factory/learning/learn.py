@@ -23,7 +23,7 @@ from factory.pairs.pair import REPEATS, ContrastivePair
 from factory.target.layers import parse_layers
 from factory.target.model import Target
 from factory.vector.fit import check_fits
-from factory.vector.recommendation import Recommendation
+from factory.vector.recommendation import AS_LEARNED
 from factory.vector.vector import SteeringVector
 
 MEASURED = ("effect", "interval", "verdict", "evaluation", "certificate")  # of the start: untrue of what is learned
@@ -115,11 +115,10 @@ def learned_vector(start: SteeringVector, state: State, learning: Learning) -> S
     config: dict[str, Any] = learning.model_dump(mode="json") | {"start_sha256": sha256_of(start.to_pt())}
     curve = {"curve": list(state.curve), "best_round": state.best_round, "rounds_taken": len(state.curve)}
     lasting = {name: value for name, value in start.metadata.items() if name not in MEASURED}
-    own = Recommendation(strength=1.0, key_strength=1.0, positions=1)
     return replace(
         start,
         key_vector=keys,
         value_vector=values,
-        metadata={**own.written_into(lasting), "learning": curve},
+        metadata={**AS_LEARNED.written_into(lasting), "learning": curve},
         extraction_config={**start.extraction_config, "learning": config},
     )

@@ -15,6 +15,7 @@ from factory.learning.spec import Learning
 from factory.pairs.dataset import load_questions
 from factory.pairs.heldout import hash_questions
 from factory.teacher.spec import TeacherSpec
+from factory.vector.recommendation import AS_LEARNED
 
 HELD_OUT_QUESTIONS = "heldout.txt"
 TASK_SEED = 0  # of items that are made or drawn: as of svf benchmark
@@ -139,5 +140,10 @@ def plan_evaluation(settings: Settings, asked: Collection[str] = ()) -> Evaluati
 
 def as_learned(spec: EvaluationSpec, strengths: Sequence[float]) -> EvaluationSpec:
     """The same for a learned vector, added as it was learned: keys too, at one position. No mean is measured."""
-    sweep = MeanSweep(strengths=tuple(strengths), key_strengths=(1.0,), positions=(1,), layer_sets=("all",))
+    sweep = MeanSweep(
+        strengths=tuple(strengths),
+        key_strengths=(AS_LEARNED.key_strength,),
+        positions=(AS_LEARNED.positions,),
+        layer_sets=("all",),
+    )
     return spec.model_copy(update={**dict(sweep), "mean": None})

@@ -44,6 +44,9 @@ class Recommendation(Frozen):
         return without_recommendation(metadata) | {PREFIX + name: value for name, value in given.items()}
 
 
+AS_LEARNED = Recommendation(strength=1.0, key_strength=1.0, positions=1)  # how a vector is added while it is learned
+
+
 def without_recommendation(metadata: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """``metadata`` that recommend nothing."""
     names = {PREFIX + name for name in Recommendation.model_fields}

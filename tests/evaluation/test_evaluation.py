@@ -34,6 +34,7 @@ from factory.run.ledger import Ledger
 from factory.run.progress import progress_of
 from factory.steps.evaluate import conclude_step, evaluate_step, give_up_evaluation
 from factory.store import Store
+from factory.vector.recommendation import AS_LEARNED, Recommendation
 from factory.vector.steer import Steering, as_messages, generate_batch
 from factory.vector.vector import SteeringVector
 from tests.evaluated import SWEEP, do_evaluation, make_run
@@ -311,6 +312,8 @@ def test_a_style_without_markers_is_not_measured_and_recommends_nothing(target):
     assert known["effect"] is None
     assert known["description"] == "kept"
     assert not [key for key in known if key.startswith("recommended")]
+    learned = add_evaluation(replace(before, extraction_config={"learning": {"rounds": 6}}), found)
+    assert Recommendation.read(learned.metadata) == AS_LEARNED, "without its keys it would be another vector"
 
 
 def test_the_interval_of_a_share_of_none_or_all_keeps_its_width():
