@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from factory.errors import VectorError
 
 
 class Frozen(BaseModel):
@@ -19,6 +24,21 @@ class Record(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def within(cls, metadata: Mapping[str, object], key: str, remedy: str) -> Self | None:
+        """The record under ``key`` of a vector's ``metadata``; None where there is none.
+
+        Raises:
+            VectorError: it is damaged; ends with ``remedy``, what to do.
+        """
+        content = metadata.get(key)
+        if content is None:
+            return None
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise VectorError(f"metadata {key!r}: {first_fault(error)}; {remedy}") from None
 
     def to_json(self) -> dict[str, JsonValue]:
         """The record as plain data: the fields that were given, no defaults."""

@@ -15,6 +15,15 @@ from factory.files import write_atomically
 VECTORS = Path("steering_vectors")
 
 
+folder_option = click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=VECTORS,
+    show_default=True,
+    help="Folder for the vector's file.",
+)
+
+
 @click.command()
 @click.argument("vector", type=click.Path(path_type=Path))
 @click.argument("repository")
@@ -40,13 +49,7 @@ def push(vector: Path, repository: str, private: bool) -> int:
 
 @click.command()
 @click.argument("repository")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=VECTORS,
-    show_default=True,
-    help="Folder for the vector's file.",
-)
+@folder_option
 def pull(repository: str, output: Path) -> int:
     """Fetch the vector of REPOSITORY at the hub: owner/name, or owner/name@revision; prints its file's path.
 
@@ -79,13 +82,7 @@ def pull(repository: str, output: Path) -> int:
     "--model", required=True, help="The model that it was made from: hub id, folder or smollm2-135m-instruct."
 )
 @click.option("--style", help="Name of its style [default: the file's].")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=VECTORS,
-    show_default=True,
-    help="Folder for the vector's file.",
-)
+@folder_option
 def import_(file: Path, model: str, style: str | None, output: Path) -> int:
     """Make a vector of FILE, a .pt file of cache-steering; prints the path of the vector's file.
 

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
-from factory.errors import ConfigError, VectorError
+from factory.errors import ConfigError
 from factory.evaluation.bootstrap import SEED
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.figures import Environment
 from factory.evaluation.parts import PartsDone
 from factory.evaluation.spec import MEAN, EvaluationSpec
 from factory.files import hash_of, sha256_of
-from factory.frozen import Record, first_fault
+from factory.frozen import Record
 from factory.pairs.styles import Style
 
 if TYPE_CHECKING:
@@ -58,14 +58,7 @@ class Certificate(Record):
         Raises:
             VectorError: it is damaged.
         """
-        content = metadata.get(CERTIFICATE)
-        if content is None:
-            return None
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            fault = first_fault(error)
-            raise VectorError(f"metadata {CERTIFICATE!r}: {fault}; 'svf evaluate' writes a new one") from None
+        return cls.within(metadata, CERTIFICATE, "'svf evaluate' writes a new one")
 
     def spec(self, known: Mapping[str, str]) -> EvaluationSpec:
         """The evaluation to be done again; ``known``: questions by :func:`question_hash`.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from factory.errors import VectorError
 from factory.evaluation.cell import Cell
 from factory.evaluation.figures import (
     Capability,
@@ -19,7 +18,7 @@ from factory.evaluation.figures import (
     Scope,
     StateFigures,
 )
-from factory.frozen import Record, first_fault
+from factory.frozen import Record
 
 KEY = "evaluation"  # in the metadata
 TASKS = "tasks"  # there too: what the setting of the evaluation does to right answers
@@ -68,10 +67,4 @@ class Evaluation(Record):
         Raises:
             VectorError: it is damaged.
         """
-        content = metadata.get(KEY)
-        if content is None:
-            return None
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise VectorError(f"metadata {KEY!r}: {first_fault(error)}; 'svf evaluate' measures anew") from None
+        return cls.within(metadata, KEY, "'svf evaluate' measures anew")

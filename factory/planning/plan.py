@@ -14,9 +14,10 @@ from factory.config import Settings
 from factory.errors import ConfigError, LayerError
 from factory.files import today
 from factory.pairs.pair import ContrastivePair, cut_batches, number_batches
+from factory.pairs.styles import Style
 from factory.planning.notices import describe_gaps, describe_starter, describe_successor
 from factory.planning.specify import plan_evaluation, plan_extraction, plan_learning, plan_tasks, plan_teacher
-from factory.planning.supply import asked_questions, find_supply, has_teacher, questions_of, request_style
+from factory.planning.supply import Supply, asked_questions, find_supply, has_teacher, questions_of, request_style
 from factory.queues import model_queue
 from factory.run.spec import BatchSpec, RunSpec, StyleRun, new_run_id
 from factory.store import Store
@@ -76,21 +77,14 @@ def plan_run(
     if evaluation and evaluation.judge_model:
         _require_judge(settings, judge_spec(teacher, evaluation.judge_model))
     tasks = plan_tasks(settings, questions_of(supplies)) if evaluation else ()
-    style_runs: list[StyleRun] = []
-    batches: dict[str, list[BatchSpec]] = {}
-    for request, supply in zip(requests, supplies, strict=True):
-        specs = _batch_specs(supply.pairs, supply.missing, store, settings)
-        batches[request.style.name] = specs
-        style_runs.append(
-            StyleRun(
-                style=request.style,
-                n_pairs=sum(spec.n_pairs for spec in specs),
-                n_batches=len(specs),
-                from_teacher=bool(supply.missing),
-                replaces_dataset=settings.regenerate_datasets,
-                dataset_metadata=supply.metadata,
-            )
-        )
+    batches = {
+        request.style.name: _batch_specs(supply.pairs, supply.missing, store, settings)
+        for request, supply in zip(requests, supplies, strict=True)
+    }
+    style_runs = [
+        _style_run(request.style, supply, batches[request.style.name], replaces=settings.regenerate_datasets)
+        for request, supply in zip(requests, supplies, strict=True)
+    ]
     spec = RunSpec(
         run_id=new_run_id(),
         styles=tuple(style_runs),
@@ -109,6 +103,18 @@ def plan_run(
     successor = describe_successor(teacher) if any(supply.missing for supply in supplies) else []
     warnings = [*successor, *describe_gaps(settings, supplies, asked)]
     return Plan(spec, batches, describe_starter(settings, supplies), warnings)
+
+
+def _style_run(style: Style, supply: Supply, batches: Sequence[BatchSpec], *, replaces: bool) -> StyleRun:
+    """What the run will do about one style; ``replaces``: its dataset is written anew."""
+    return StyleRun(
+        style=style,
+        n_pairs=sum(batch.n_pairs for batch in batches),
+        n_batches=len(batches),
+        from_teacher=bool(supply.missing),
+        replaces_dataset=replaces,
+        dataset_metadata=supply.metadata,
+    )
 
 
 def _check_layers(settings: Settings) -> None:
