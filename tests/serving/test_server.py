@@ -18,6 +18,7 @@ from factory.serving.app import _as_response
 from factory.serving.engine import Busy
 from factory.vector.steer import Steering, generate
 from factory.vector.vector import SteeringVector
+from tests.conftest import ROOT
 from tests.serving.running import KEY, served
 from tests.serving.test_engine import random_vector
 
@@ -253,6 +254,28 @@ def test_another_host_is_refused_without_a_key_and_a_foreign_name_too(svf, folde
     with served(folder, "--target", target.name, key="") as (url, _):
         assert httpx2.get(f"{url}/v1/models").status_code == 200
         assert httpx2.get(f"{url}/v1/models", headers={"Host": "evil.example"}).status_code == 403
+
+
+def run_example(name, url, model):
+    """What an example for a shell says; it is asked as a person would ask."""
+    programs = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": programs, "SERVER": url, "SVF_SERVER_KEY": KEY, "LLM_LOAD_PLUGINS": ""}
+    words = [ROOT / "examples" / name, model, "Why is the sky blue?"]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert said.returncode == 0, said.stderr
+    return said.stdout
+
+
+def test_the_example_for_curl_streams_the_answer_of_generate(url, target):
+    lines = run_example("serving_curl.sh", url, target.name).splitlines()
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+    assert text == generate(target, question(), max_new_tokens=80)
+
+
+@pytest.mark.slow
+def test_the_example_for_llm_says_what_generate_says(url, target):
+    assert run_example("serving_llm.sh", url, target.name).strip() == generate(target, question(), max_new_tokens=80)
 
 
 @pytest.mark.slow
