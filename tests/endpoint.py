@@ -32,6 +32,23 @@ def answer_to(prompt: str) -> str:
     return " ".join(sentences)
 
 
+DRAFT = {
+    "instruction": "Answer in numbered steps, each on a line of its own.",
+    "markers": ["^Step #", "first of all"],
+    "openings": ["Step 1:"],
+    "questions": [
+        f"How do I mend a {thing} at home?" for thing in ("kettle", "window", "chair", "lamp", "pump", "shoe")
+    ],
+    "example": "Step 1: open it.\nStep 2: look inside.\nStep 3: close it again.",
+    "plain": "Open it, look inside, and close it again.",
+}  # of a style, as a teacher writes it who is asked for one
+
+
+def draft_and_answers(prompt: str) -> str:
+    """A draft of a style to who asks for one, else an answer that is in this style where it is asked for."""
+    return f"Here it is:\n{json.dumps(DRAFT)}" if '"markers"' in prompt else answer_to(prompt)
+
+
 class Endpoint(ThreadingHTTPServer):
     """The server and its tally. ``fail``: share of calls that fail, with one of ``kinds``; 0 is a lost connection."""
 

@@ -22,6 +22,7 @@ from factory.files import read_written
 from factory.frozen import Frozen
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+MARKER_FLAGS = re.IGNORECASE | re.MULTILINE  # how the markers of a style are looked for
 
 
 def _as_list(value: Any) -> Any:
@@ -119,8 +120,7 @@ class Style(Frozen):
 
     def count_markers(self, text: str) -> int:
         """How many times ``text`` shows a marker of this style."""
-        flags = re.IGNORECASE | re.MULTILINE
-        return sum(1 for marker in self.markers for _ in re.finditer(marker, text, flags))
+        return sum(1 for marker in self.markers for _ in re.finditer(marker, text, MARKER_FLAGS))
 
     def is_shown_in(self, text: str) -> bool:
         """Whether ``text`` is in the style, judged by its markers."""

@@ -22,7 +22,7 @@ import pytest
 
 from factory.cluster.embedded import running_broker
 from tests.conftest import ROOT, STYLES
-from tests.endpoint import running_endpoint
+from tests.endpoint import draft_and_answers, running_endpoint
 from tests.hub import running_hub
 from tests.programs import running_program
 
@@ -57,7 +57,7 @@ SAID: dict[str, tuple[str, ...]] = {
     "svf generate --config config_cpu.yaml": (r"3 styles, 48 pairs", r"16 pairs -> ", r"finished in \d+ s"),
     "svf show": (*STYLES, r"30 layers x 3 KV heads x 64", r"cosine "),
     "svf benchmark": (r"gsm_symbolic", r"McNemar|paired|p ="),
-    "svf init": (r"wrote mine/config.yaml", r"svf generate"),
+    "svf init": (r"wrote it: \d+ tokens", r"wrote mine/config.yaml", r"svf generate"),
     "cd mine && svf estimate": (r"friendly +24 ",),
     "cd mine && svf generate": (r"friendly: \d+ pairs -> ",),
     "celery -A factory worker -Q teacher": (r"queues teacher: 32 at a time",),
@@ -108,6 +108,7 @@ def machine(checkout, tmp_path_factory) -> Iterator[dict[str, str]]:
     (folder / "steps").mkdir()
     with ExitStack() as services:
         endpoint = services.enter_context(running_endpoint())
+        endpoint.answer = draft_and_answers
         hub = services.enter_context(running_hub("me/steps", folder / "steps"))
         broker = services.enter_context(running_broker(folder / "broker"))
         inherited = {

@@ -9,13 +9,15 @@ from factory.config import Settings, load_configuration
 from factory.errors import ConfigError
 from factory.pairs.dataset import load_questions
 from factory.pairs.styles import load_style
-from factory.planning.scaffold import describe_settings, write_scaffold
+from factory.planning.scaffold import Scaffold, describe_settings
 
 ABOUT = "Talks like a pirate: says 'arr', and never #tires of the \"sea\""
 
 
 def test_what_init_writes_is_a_configuration_a_style_and_questions(tmp_path):
-    config, _, questions = write_scaffold(tmp_path / "my", style="pirate", description=ABOUT)
+    scaffold = Scaffold(tmp_path / "my", "pirate", ABOUT)
+    scaffold.write()
+    config, _, questions = scaffold.paths
     settings = load_configuration(config, environment={}).settings
     assert settings.styles == ["pirate"]
     style = load_style("pirate", tmp_path / "my" / settings.styles_dir)
@@ -35,23 +37,20 @@ def test_every_setting_stands_in_the_configuration_with_its_default():
 def test_files_that_exist_are_left_as_they_are(tmp_path):
     (tmp_path / "questions.txt").write_text("mine?\n")
     with pytest.raises(ConfigError, match=r"questions\.txt exists already"):
-        write_scaffold(tmp_path, style="pirate", description=ABOUT)
+        Scaffold(tmp_path, "pirate", ABOUT).write()
     assert (tmp_path / "questions.txt").read_text() == "mine?\n"
     assert not (tmp_path / "config.yaml").exists(), "all or nothing"
 
 
 def test_a_style_that_cannot_be_a_file_name_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="not allowed"):
-        write_scaffold(tmp_path, style="../up", description=ABOUT)
+        Scaffold(tmp_path, "../up", ABOUT).write()
 
 
-def test_from_nothing_to_a_plan_in_two_commands(svf, tmp_path):
-    made = svf("init", "my", "--style", "pirate", "--description", ABOUT)
-    assert made.status == 0, made.err
-    assert "svf generate" in made.out
-    planned = svf("estimate", "--json", cwd=tmp_path / "my", OPENAI_API_KEY="k")
-    assert planned.status == 0, planned.err
-    assert "pirate" in planned.out
-    again = svf("init", "my", "--style", "pirate")
-    assert again.status == 2
-    assert "exists already" in again.err
+def test_of_two_that_begin_in_one_folder_at_once_one_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Scaffold, "require_free", lambda self: None)  # both have looked, and neither has written
+    Scaffold(tmp_path, "pirate", ABOUT).write()
+    before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"config\.yaml exists already"):
+        Scaffold(tmp_path, "poet", "Rhymes").write()
+    assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == before
