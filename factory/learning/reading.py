@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from factory.learning.checkpointing import bound_of, held_bytes, layers_run_again
 from factory.learning.prompts import Prompts
 from factory.target.kv import new_cache
 from factory.target.model import Target
@@ -16,13 +18,18 @@ from factory.vector.steer import positions_of
 
 
 class ResponseReader:
-    """Reads responses of at most ``n_tokens`` tokens behind prompts whose cache has the vector added."""
+    """Reads responses of at most ``n_tokens`` tokens behind prompts whose cache has the vector added.
 
-    def __init__(self, prompts: Prompts, layers: Sequence[int], n_tokens: int) -> None:
+    A pass that would keep more than ``memory`` bytes for its gradient is checkpointed; None: what the
+    device can spare.
+    """
+
+    def __init__(self, prompts: Prompts, layers: Sequence[int], n_tokens: int, memory: int | None = None) -> None:
         self.prompts = prompts
         self.target: Target = prompts.target
         self.layers = list(layers)
         self.n_tokens = n_tokens
+        self.memory = memory
 
     def log_probabilities(
         self, questions: Sequence[str], responses: Sequence[str], vector: Tensor | None
@@ -41,13 +48,14 @@ class ResponseReader:
         cache, before = self._steered_cache([self.prompts.read(question) for question in questions], vector)
         mask = torch.cat([before, torch.ones_like(neutral), real[:, :-1]], dim=1)
         model: Any = self.target.model
-        output = model(
-            input_ids=torch.cat([neutral, tokens[:, :-1]], dim=1),
-            attention_mask=mask,
-            position_ids=positions_of(mask)[:, before.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self.target.lock, self._within_memory(tokens):
+            output = model(
+                input_ids=torch.cat([neutral, tokens[:, :-1]], dim=1),
+                attention_mask=mask,
+                position_ids=positions_of(mask)[:, before.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            )
         return output.logits.float().log_softmax(dim=-1), tokens, real
 
     def likelihoods(self, questions: Sequence[str], responses: Sequence[str], vector: Tensor | None) -> Tensor:
@@ -55,6 +63,12 @@ class ResponseReader:
         said, tokens, real = self.log_probabilities(questions, responses, vector)
         each = said.gather(2, tokens[:, :, None])[:, :, 0] * real
         return each.sum(dim=1) / real.sum(dim=1)
+
+    def _within_memory(self, tokens: Tensor) -> AbstractContextManager[None]:
+        """Checkpointing, where the backward pass would keep more than there is room for."""
+        bound = bound_of(self.target.device) if self.memory is None else self.memory
+        fits = not torch.is_grad_enabled() or held_bytes(self.target, *tokens.shape) <= bound
+        return nullcontext() if fits else layers_run_again(self.target)
 
     def _response_ids(self, response: str) -> list[int]:
         """The response's first tokens, and the token that ends a turn if all of it is read."""

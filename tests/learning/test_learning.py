@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.learning import held_mib
 from factory import Steering, SteeringVector, build_vector
 from factory.errors import StyleFailed
 from factory.learning.learn import learn_vector, learnable_pairs, read_part, zero_vector
@@ -64,6 +65,20 @@ def test_the_gradient_of_a_part_is_that_of_naive_autograd_pair_by_pair(pairs, ta
     assert torch.allclose(found.gradient, gradient, atol=1e-6, rtol=1e-3)
     assert gradient.norm() > 1e-3
     assert all(weight.grad is None for weight in target.model.parameters())
+
+
+def test_checkpointing_gives_the_same_gradient_and_keeps_less(pairs, target, start):
+    part, vector = Part(tuple(pairs[:3]), validates=False), start_tensor(start, Learning())
+    plain, tight = (ResponseReader(Prompts(target), LAYERS, n_tokens=9, memory=bytes_) for bytes_ in (2**40, 0))
+    usual, again = (read_part(part, vector, reader, Learning()) for reader in (plain, tight))
+    assert torch.allclose(again.gradient, usual.gradient, rtol=0, atol=1e-6)
+    assert again.loss == usual.loss
+    held = [
+        held_mib(target, lambda reader=reader: read_part(part, vector, reader, Learning())) for reader in (plain, tight)
+    ]
+    assert held[1] < held[0] / 2
+    usual = type(target.model.base_model.layers[0]).forward
+    assert target.model.base_model.layers[0].forward.__func__ is usual  # the model is as it was
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
