@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import TypeAdapter, ValidationError
 
 from factory.errors import VectorError
 from factory.evaluation.evaluation import TASKS
+from factory.evaluation.figures import RightAnswers
 from factory.frozen import Frozen, Record, first_fault
 
 UNSTEERED = "unsteered"
@@ -102,6 +103,14 @@ class TaskResult(Record):
             if self.outcome(comparison.base).role == role:
                 return comparison
         return None
+
+
+def right_answers_of(results: Iterable[TaskResult]) -> list[RightAnswers]:
+    """What a vector does to the right answers of each task, as the verdict weighs it."""
+    found = [(result, result.comparison(STEERED, UNSTEERED)) for result in results]
+    return [
+        RightAnswers(task=result.task, n=result.n_items, won=held.won, lost=held.lost) for result, held in found if held
+    ]
 
 
 def read_tasks(metadata: Mapping[str, object]) -> list[TaskResult]:

@@ -15,6 +15,7 @@ from factory.evaluation.figures import (
     Interval,
     JudgeScores,
     Reading,
+    RightAnswers,
     Scope,
     StateFigures,
 )
@@ -34,7 +35,8 @@ class Evaluation(Record):
     ``moved``: KL divergence (nats) of the next token that it causes.
     ``measured`` holds the figures of each state of the model, for a learned vector also those of the mean that
     it was learned from, added as ``mean_setting`` says; ``cells`` those of the cells that
-    answered, ``gate`` what the probe read of every cell; ``specificity`` the share of steered answers by
+    answered, ``gate`` what the probe read of every cell; ``right_answers`` what steering does to those of
+    each task, where the evaluation had tasks, and ``capability`` to twelve exact questions; ``specificity`` the share of steered answers by
     style's markers; ``judged`` a judge's scores of each state, if one was asked.
     """
 
@@ -56,6 +58,7 @@ class Evaluation(Record):
     cells: tuple[CellFigures, ...]
     gate: tuple[Reading, ...]
     capability: Capability
+    right_answers: tuple[RightAnswers, ...] = ()
     specificity: dict[str, float]
     settings: Scope
     judged: dict[str, JudgeScores] = Field(default_factory=dict)

@@ -94,6 +94,15 @@ class Capability(Record):
     lost: int | None = None
 
 
+class RightAnswers(Record):
+    """Right answers to the ``n`` items of a ``task``: ``won`` only when steered, ``lost`` only when not."""
+
+    task: str
+    n: int
+    won: int
+    lost: int
+
+
 class Environment(Record):
     """Where something was measured: what besides vector, questions and settings decides figures.
 

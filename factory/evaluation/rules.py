@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from factory.evaluation.bootstrap import bootstrap_interval, gain_interval
-from factory.evaluation.figures import AnswerFigures, Capability, Check, Interval
+from factory.evaluation.figures import AnswerFigures, Capability, Check, Interval, RightAnswers
 
 STRONG = 0.3  # gain in the share of answers in the style from which a vector "steers"
 OFF_TOPIC = 0.5  # share of the unsteered answers' relevance below which steered ones are off their questions
@@ -91,16 +91,21 @@ def check_repetition(steered: AnswerFigures, unsteered: AnswerFigures) -> Check:
     return Check(name="own words", passed=after - before <= REPETITIVE, said=said)
 
 
-def check_right_answers(capability: Capability) -> Check:
-    """Right answers are kept: no loss is sure, so the lower end of the loss's 95 % interval is not above 0."""
-    if capability.won is None or capability.lost is None:
+def check_right_answers(capability: Capability, tasks: Sequence[RightAnswers] = ()) -> Check:
+    """Right answers are kept: on no task is a loss sure, so the lower end of its 95 % interval is not above 0.
+
+    An evaluation without ``tasks`` has its exact questions in their place.
+    """
+    if not tasks and (capability.won is None or capability.lost is None):
         return Check(name="right answers", passed=None, said="right answers were not compared one by one")
-    low, high = gain_interval(capability.won, capability.lost, capability.n)
-    said = (
-        f"{capability.lost} of {capability.n} exact questions are right only unsteered, {capability.won} only steered: "
-        f"a gain of {_spread((low, high))}"
+    exact = RightAnswers(task="exact questions", n=capability.n, won=capability.won or 0, lost=capability.lost or 0)
+    held = [(task, gain_interval(task.won, task.lost, task.n)) for task in tasks or [exact]]
+    said = "; ".join(
+        f"of {task.n} {task.task if task is exact else 'items of ' + task.task} {task.lost} are right only unsteered, "
+        f"{task.won} only steered: a gain of {_spread(interval)}"
+        for task, interval in held
     )
-    return Check(name="right answers", passed=high >= 0, said=said)
+    return Check(name="right answers", passed=all(high >= 0 for _, (_, high) in held), said=said)
 
 
 # The verdict on a vector that takes the style, by the first rule that it fails. Five words at most.

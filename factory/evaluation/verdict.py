@@ -9,7 +9,7 @@ from statistics import fmean
 from factory.evaluation.cell import Cell
 from factory.evaluation.certificate import CERTIFICATE, Certificate
 from factory.evaluation.evaluation import KEY, TASKS, Evaluation
-from factory.evaluation.figures import AnswerFigures, Check, Interval, Reading, Scope
+from factory.evaluation.figures import AnswerFigures, Check, Interval, Reading, RightAnswers, Scope
 from factory.evaluation.parts import PartsDone, Tried
 from factory.evaluation.rules import (
     STRONG,
@@ -64,8 +64,16 @@ def choose_cell(cells: Sequence[Tried], spec: EvaluationSpec) -> Tried:
     return max(fluent, key=worth) if fluent else min(cells, key=lambda cell: cell.figures.loops)
 
 
-def conclude(style: Style, spec: EvaluationSpec, done: PartsDone, specificity: dict[str, float]) -> Evaluation:
+def conclude(
+    style: Style,
+    spec: EvaluationSpec,
+    done: PartsDone,
+    specificity: dict[str, float],
+    right_answers: Sequence[RightAnswers] = (),
+) -> Evaluation:
     """The verdict, from all parts. ``specificity``: share of answers by style's markers.
+
+    ``right_answers``: of each task that was put to the model; none where the evaluation has no tasks.
 
     Raises:
         ValueError: a part is missing.
@@ -82,7 +90,7 @@ def conclude(style: Style, spec: EvaluationSpec, done: PartsDone, specificity: d
         check_fluency(steered, spec.max_loops),
         check_relevance(steered, unsteered),
         check_repetition(steered, unsteered),
-        check_right_answers(done.capability),
+        check_right_answers(done.capability, right_answers),
     )
     verdict = judge(gains, checks) if style.markers else NOT_MEASURED
     advice = advise(verdict, gains, loops=not checks[1].passed, prompted=states["prompted"].figures.share)
@@ -107,6 +115,7 @@ def conclude(style: Style, spec: EvaluationSpec, done: PartsDone, specificity: d
         cells=tuple(cell.summary() for cell in done.cells),
         gate=done.cells[0].gate,
         capability=done.capability,
+        right_answers=tuple(right_answers),
         specificity=specificity,
         settings=Scope(
             questions=len(spec.questions),

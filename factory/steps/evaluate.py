@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from factory.benchmark.outcome import right_answers_of
 from factory.config import Settings
 from factory.errors import StoreError, TeacherRefused
 from factory.evaluation.evaluation import TASKS, Evaluation
@@ -110,12 +111,13 @@ def conclude_step(page: Page) -> None:
     done = page.evaluated()
     styles = {part.style.name: part.style for part in spec.styles}
     specificity = specificity_of(page.store.require_json(done.states["steered"].answers), styles)
-    evaluation = conclude(page.style, spec.evaluation, done, specificity)
+    results = task_results(page)
+    evaluation = conclude(page.style, spec.evaluation, done, specificity, right_answers_of(results))
     vector = _vector(page)
     certificate = certify_evaluation(vector, page.style, spec.evaluation, done, evaluation)
     evaluated = add_evaluation(vector, evaluation, certificate)
     if spec.tasks:
-        evaluated.metadata[TASKS] = [result.to_json() for result in task_results(page)]
+        evaluated.metadata[TASKS] = [result.to_json() for result in results]
     content = evaluated.to_pt()
     page.store.write(page.vector_key, content)
     log.info("evaluated: %s, effect %+.2f", evaluation.verdict, evaluation.effect)

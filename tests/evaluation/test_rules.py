@@ -6,7 +6,7 @@ import pytest
 
 from factory.evaluation import rules
 from factory.evaluation.cell import Cell
-from factory.evaluation.figures import Capability
+from factory.evaluation.figures import Capability, RightAnswers
 from factory.evaluation.parts import Answered, PartsDone, Tried
 from factory.evaluation.score import score
 from factory.evaluation.surprise import Surprise
@@ -27,6 +27,8 @@ STYLE = Style(
 THINGS = [f"{first}{second}" for first in ("tide", "moon", "wind", "salt", "rope", "mast") for second in "abcde"]
 PLAIN = [f"The {thing} is a matter of {thing} and nothing else here." for thing in THINGS]
 STYLED = [f"Arr, the {thing} it is: {thing} all the way down." for thing in THINGS]
+FORGETS = Capability(n=12, unsteered=0.5, steered=0.0, won=0, lost=6)
+HARMLESS = RightAnswers(task="sums", n=50, won=3, lost=5)
 KEPT = Capability(n=12, unsteered=0.5, steered=0.5, won=1, lost=1)
 ON_TOPIC, OFF_TOPIC = [Surprise(1.0, 2.0)] * 8, [Surprise(1.0, 1.05)] * 8
 
@@ -35,14 +37,14 @@ def answered(texts, read=()):
     return Answered(figures=score(texts, STYLE, read), answers="answers/0.json")
 
 
-def judged(steered, *, read=ON_TOPIC, random=PLAIN, capability=KEPT):
+def judged(steered, *, read=ON_TOPIC, random=PLAIN, capability=KEPT, tasks=()):
     """The evaluation of a vector under which the model says ``steered``, read so; ``random`` under a random one."""
     states = {"unsteered": answered(PLAIN, ON_TOPIC), "prompted": answered(STYLED, ON_TOPIC)}
     states |= {"steered": answered(steered, read), "random": answered(random[::2]), "negated": answered(PLAIN[::2])}
     figures = states["steered"].figures
     cell = Tried(setting=Cell(5.0), layers=(0,), figures=figures, answers="a", openings=0.0, moved=0.0)
     spec = SPEC.model_copy(update={"questions": tuple(f"What of {thing}?" for thing in THINGS), "max_loops": 0.1})
-    return conclude(STYLE, spec, PartsDone(states, (cell,), capability), {})
+    return conclude(STYLE, spec, PartsDone(states, (cell,), capability), {}, tasks)
 
 
 def test_a_good_vector_passes_every_rule():
@@ -69,7 +71,12 @@ BAD = {
         "steers, but off its questions",
     ),
     "a model that forgets": (
-        {"steered": STYLED, "capability": Capability(n=12, unsteered=0.5, steered=0.0, won=0, lost=6)},
+        {"steered": STYLED, "capability": FORGETS},
+        "right answers",
+        "steers, but loses right answers",
+    ),
+    "a model that forgets one task of two": (
+        {"steered": STYLED, "tasks": (HARMLESS, RightAnswers(task="arc", n=50, won=1, lost=11))},
         "right answers",
         "steers, but loses right answers",
     ),
@@ -93,6 +100,23 @@ def test_what_was_not_measured_fails_nobody_and_says_so():
     unknown = {check.name: check.said for check in found.checks if check.passed is None}
     assert set(unknown) == {"on topic", "right answers"}
     assert all("not" in said for said in unknown.values())
+
+
+def test_tasks_take_the_place_of_the_twelve_exact_questions():
+    found = judged(STYLED, capability=FORGETS, tasks=(HARMLESS,))
+    assert found.verdict == "steers"
+    (check,) = (check for check in found.checks if check.name == "right answers")
+    assert check.said.startswith("of 50 items of sums 5 are right only unsteered, 3 only steered: a gain of ")
+    assert found.right_answers == (HARMLESS,)
+
+
+@pytest.mark.parametrize("lost", range(9))
+def test_a_loss_on_a_task_is_sure_where_wilson_s_interval_of_the_items_that_differ_lies_below_one_half(lost):
+    won, z = 1, 1.959963984540054
+    n, share = won + lost, won / (won + lost)
+    upper = (share + z * z / (2 * n) + z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5) / (1 + z * z / n)
+    check = rules.check_right_answers(KEPT, [RightAnswers(task="sums", n=100, won=won, lost=lost)])
+    assert check.passed == (upper >= 0.5)
 
 
 @pytest.mark.parametrize("lost", range(7))
