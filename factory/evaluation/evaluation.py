@@ -36,8 +36,8 @@ class Evaluation(Record):
     ``measured`` holds the figures of each state of the model, for a learned vector also those of the mean that
     it was learned from, added as ``mean_setting`` says; ``cells`` those of the cells that
     answered, ``gate`` what the probe read of every cell; ``right_answers`` what steering does to those of
-    each task, where the evaluation had tasks, and ``capability`` to twelve exact questions; ``specificity`` the share of steered answers by
-    style's markers; ``judged`` a judge's scores of each state, if one was asked.
+    each task, where the evaluation had tasks, and ``capability`` to twelve exact questions; ``specificity`` the
+    share of steered answers by style's markers; ``judged`` a judge's scores of each state, if one was asked.
     """
 
     style: str
