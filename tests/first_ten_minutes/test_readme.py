@@ -1,9 +1,9 @@
 """The README, walked line by line in a fresh environment, as somebody does who has never seen the project.
 
 Every line of every ``bash`` block is run as it stands, in order, and what it says is held against
-:data:`SAID`; a line that this table does not know fails. The machine is a small one: fewer questions
-measure each vector than the README's figures are from. ``REUSED_VENV=.venv pytest ...`` spends no time on a
-fresh environment.
+:data:`SAID`; a line that this table does not know fails. The machine is a small one: a pair is
+read after one example, and fewer questions measure each vector than the README's figures are from.
+``REUSED_VENV=.venv pytest -s ...`` spends no time on a fresh environment, and shows what is said.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ LEFT_OUT = (".git", ".venv*", "out", "build", "dist", "*.egg-info", "__pycache__
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REUSED = os.environ.get("REUSED_VENV")  # folder of an environment that stands in for a fresh one: minutes less
 SMALL = {
+    "FACTORY_EXTRACTION_CONFIG__N_SHOTS": "1",
     "FACTORY_EVALUATION__LIMIT": "2",
     "FACTORY_EVALUATION__CHOICE_LIMIT": "1",
     "FACTORY_EVALUATION__PROBE_LIMIT": "1",
@@ -128,7 +129,7 @@ def machine(checkout, tmp_path_factory) -> Iterator[dict[str, str]]:
                 "HF_TOKEN": "hf_test",
                 **({"PYTHONPATH": str(checkout)} if REUSED else {}),
                 "COLUMNS": "100",
-                "OMP_NUM_THREADS": "2",
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
             }
         )
 
@@ -149,7 +150,7 @@ def run(line: str, checkout: Path, environment: dict[str, str]) -> str:
         check=False,
     )
     said = ended.stdout + ended.stderr
-    print(f"[{time.monotonic() - began:4.0f} s] {line}")
+    print(f"\n[{time.monotonic() - began:4.0f} s] $ {line}\n{said}", flush=True)  # pytest -s: what a newcomer reads
     assert ended.returncode == 0, f"{line}\n{said}"
     return said
 
@@ -180,7 +181,9 @@ def served(environment: dict[str, str], checkout: Path, line: str, folder: Path)
                 return ""
 
         until(models)
-        return models()
+        answer = models()
+    print(f"\n$ {line}\n{(folder / 'log').read_text()}\n{answer}", flush=True)
+    return answer
 
 
 def test_the_readme_does_what_it_says(checkout, machine, tmp_path):
