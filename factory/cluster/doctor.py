@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +111,22 @@ def check_store(store: Store) -> Finding:
     if not same:
         return Finding("store", "bad", f"{store.url} gives back something else", "use a store with strong consistency")
     return Finding("store", "good", f"{store.url} is written and read")
+
+
+def check_shared_store(elsewhere: Callable[[Store], Mapping[str, str]], store: Store) -> list[Finding]:
+    """Whether the workers that are up see the store; nothing where it cannot be written here either.
+
+    ``elsewhere`` gives those that do not, each with its own store.
+    """
+    try:
+        found = elsewhere(store)
+    except (StoreError, OSError):  # check_store says so
+        return []
+    advice = f"start it anew with FACTORY_STORE={store.url}, or with what leads there from its machine"
+    return [
+        Finding(f"store of {worker}", "bad", f"its store is {place}, which does not hold what is in this one", advice)
+        for worker, place in found.items()
+    ]
 
 
 def check_disk(folder: Path) -> Finding:

@@ -19,6 +19,7 @@ from factory.cluster.doctor import (
     check_device,
     check_disk,
     check_key,
+    check_shared_store,
     check_store,
     check_workers,
 )
@@ -62,7 +63,7 @@ def metrics(config_file: Path | None, output: Path, port: int | None, host: str)
 @output_option
 @json_option
 def doctor(config_file: Path | None, output: Path, as_json: bool) -> int:
-    """Check broker, workers, clock, device, disk, store and key, and say what to do.
+    """Check broker, workers, their store, clock, device, disk and key, and say what to do.
 
     Exit status: 0 if a run can start, 1 if something else than broker or workers is bad, 3 without them.
     """
@@ -73,7 +74,12 @@ def doctor(config_file: Path | None, output: Path, as_json: bool) -> int:
         os.environ["FACTORY_BROKER_URL"] = broker_url(job)
         use_broker(job)
         findings += check_workers(_ping, QUEUES)
-    findings += [check_store(job.store), check_disk(job.output), check_device(job.settings), check_key(job.settings)]
+    findings.append(check_store(job.store))
+    if reached:
+        from workers.flow.shared_store import stores_elsewhere
+
+        findings += check_shared_store(stores_elsewhere, job.store)
+    findings += [check_disk(job.output), check_device(job.settings), check_key(job.settings)]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings]))
     else:

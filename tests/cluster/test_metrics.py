@@ -10,7 +10,7 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from factory.cluster.doctor import check_broker, check_store, check_workers
+from factory.cluster.doctor import check_broker, check_shared_store, check_store, check_workers
 from factory.cluster.metrics import metrics_text
 from factory.config import Settings
 from factory.planning.plan import plan_run
@@ -133,6 +133,15 @@ def test_a_store_that_cannot_be_written_is_bad(tmp_path):
     (tmp_path / "file").write_text("")
     assert check_store(Store(str(tmp_path / "good"))).state == "good"
     assert check_store(Store(str(tmp_path / "file" / "below"))).state == "bad"
+
+
+def test_a_worker_that_looks_into_another_store_is_bad_and_told_the_right_one(tmp_path):
+    store = Store(str(tmp_path / "ours"))
+    assert check_shared_store(lambda store: {}, store) == []
+    (finding,) = check_shared_store(lambda store: {"gpu@far": "/data/theirs"}, store)
+    assert (finding.area, finding.state) == ("store of gpu@far", "bad")
+    assert "/data/theirs" in finding.found
+    assert f"FACTORY_STORE={store.url}" in finding.advice
 
 
 def test_the_doctor_ends_with_3_without_a_broker_and_shows_no_secret(svf):

@@ -38,6 +38,11 @@ def test_a_worker_with_another_store_is_named_by_watchers_and_refused_by_the_nex
         assert status.status == 0, status.err
         assert f"its store is {tmp_path / 'elsewhere' / 'own'}" in status.out
         assert str(tmp_path / "out" / "runs") in status.out
+        examined = svf("doctor", "--json", "--output", "out", **places)
+        (store,) = [one for one in json.loads(examined.out) if one["area"].startswith("store of lost@")]
+        assert store["state"] == "bad"
+        assert str(tmp_path / "elsewhere" / "own") in store["found"]
+        assert f"FACTORY_STORE={tmp_path / 'out' / 'runs'}" in store["advice"]
         again = svf(*words, "--json", **places, **run_like)
         assert again.status == 1
         assert re.search(r"lost@\S+ has " + re.escape(str(tmp_path / "elsewhere" / "own")), again.err)

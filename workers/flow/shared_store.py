@@ -26,11 +26,11 @@ def sees_artifact(state: Any, key: str) -> dict[str, object]:
         return {"store": str(error), "found": False}
 
 
-def require_shared_store(store: Store) -> None:
-    """Refuse a store that a worker does not see, as far as workers are up and answer.
+def stores_elsewhere(store: Store) -> dict[str, str]:
+    """Workers that are up and do not see ``store``: by name, each with the place of its own.
 
     Raises:
-        StoreError: names the workers, their stores, and what to set.
+        StoreError: the store cannot be written here.
     """
     key = f"probes/{uuid.uuid4().hex}"
     store.write(key, b"")
@@ -38,11 +38,19 @@ def require_shared_store(store: Store) -> None:
         answers = app.control.broadcast("sees_artifact", arguments={"key": key}, reply=True, timeout=PATIENCE) or []
     finally:
         store.delete(key)
-    elsewhere = {
-        worker: said["store"] for answer in answers for worker, said in answer.items() if said.get("found") is False
-    }
+    said = {worker: answer for answers_of in answers for worker, answer in answers_of.items()}
+    return {worker: str(answer["store"]) for worker, answer in sorted(said.items()) if answer.get("found") is False}
+
+
+def require_shared_store(store: Store) -> None:
+    """Refuse a store that a worker does not see, as far as workers are up and answer.
+
+    Raises:
+        StoreError: names the workers, their stores, and what to set.
+    """
+    elsewhere = stores_elsewhere(store)
     if elsewhere:
-        named = ", ".join(f"{worker} has {place}" for worker, place in sorted(elsewhere.items()))
+        named = ", ".join(f"{worker} has {place}" for worker, place in elsewhere.items())
         raise StoreError(
             f"workers do not see the store {place_of(store)}: {named}. Nothing was sent. One store is for all: set "
             "FACTORY_STORE (a folder that every machine has, or s3://...) here and for the workers, and start them anew"
