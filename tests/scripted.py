@@ -9,7 +9,8 @@ import openai
 
 from factory.pairs.styles import parse_style
 from factory.store import Store
-from factory.teacher.client import Payer, Teacher
+from factory.teacher.client import Teacher
+from factory.teacher.replies import Payer
 from factory.teacher.spec import TeacherSpec
 from tests.endpoint import answer_to, completion
 

@@ -28,10 +28,11 @@ from factory.pairs.styles import Style, load_style
 from factory.planning.specify import as_learned, held_out_file, plan_evaluation, plan_teacher
 from factory.run.export import renew_sam_assets
 from factory.run.spec import new_run_id
-from factory.teacher.client import Payer, Teacher
+from factory.teacher.client import Teacher
 from factory.teacher.connection import open_client
 from factory.teacher.judge import RUBRIC, judge_spec
 from factory.teacher.limits import Pace
+from factory.teacher.replies import Payer
 from factory.teacher.spending import require_price, worst_case
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from statistics import fmean
 
 from factory.errors import TeacherBusy, TeacherPaced, TeacherRefused
@@ -53,7 +52,7 @@ def judge_answers(
         ]
     verdicts = [call.result() for call in calls]
     scores = [verdict for verdict, _ in verdicts if isinstance(verdict, Scores)]
-    paid = [reply.cost_usd or 0.0 for _, reply in verdicts if reply and reply.paid_by == asdict(judge.payer)]
+    paid = [reply.cost_usd or 0.0 for _, reply in verdicts if reply and reply.paid_by == judge.payer]
     means = JudgeScores(
         model=judge.spec.model,
         style=round(fmean(score.style for score in scores), 2) if scores else None,

@@ -20,9 +20,10 @@ from factory.planning.reading_time import ReadingTime, estimate_reading, tokens_
 from factory.planning.specify import plan_evaluation, plan_extraction, plan_learning, plan_tasks, plan_teacher
 from factory.planning.supply import Supply, asked_questions, find_supply, questions_of, request_style
 from factory.store import Store
-from factory.teacher.client import build_request, request_key, stored_reply
 from factory.teacher.gates import check_answer
 from factory.teacher.judge import judge_prompt, judge_spec
+from factory.teacher.replies import stored_reply
+from factory.teacher.request import build_request, request_key
 from factory.teacher.spec import TeacherSpec
 from factory.teacher.spending import likely_tokens, price_of, price_source
 from factory.teacher.writing import ATTEMPTS
@@ -158,8 +159,8 @@ class Asking:
             reply = stored_reply(self.store, request_key(self.spec, build_request(self.spec, prompt, attempt)))
             if reply is None:
                 return None, attempt
-            if not reply["bad"] and check_answer(reply["text"], style, prompt, question, positive=positive).passed:
-                return reply["text"], attempt + 1
+            if not reply.bad and check_answer(reply.text, style, prompt, question, positive=positive).passed:
+                return reply.text, attempt + 1
         return None, len(ATTEMPTS)
 
     def judgement(self, model: str, style: Style, question: str, text: str | None) -> tuple[int, list[_Call]]:

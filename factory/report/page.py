@@ -268,8 +268,7 @@ def _rejected(page: Page, vector: SteeringVector | None) -> list[RejectedPair]:
     for batch in page.batches:
         written = page.written(batch.number)
         if written and written.reasons:  # no other batch has any
-            for line in batch_of(page, batch.number)[1]:
-                found.append(RejectedPair(str(line.get("question", "")), str(line.get("reason", ""))))
+            found += [RejectedPair(line.question, line.reason) for line in batch_of(page, batch.number)[1]]
     return found
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from factory.errors import StoreError
 from factory.files import hash_of
 from factory.pairs.pair import ContrastivePair
+from factory.pairs.rejected import RejectedQuestion
 from factory.run.ledger import Page
 from factory.store import Store
 
@@ -24,20 +25,21 @@ if TYPE_CHECKING:
     from factory.target.model import Target
 
 
-def put_pairs(store: Store, pairs: Sequence[ContrastivePair], rejected: Sequence[dict[str, str]]) -> str:
+def put_pairs(store: Store, pairs: Sequence[ContrastivePair], rejected: Sequence[RejectedQuestion]) -> str:
     """Keep a batch of pairs, and what became of the others; returns its key."""
-    content = {"pairs": [pair.to_json() for pair in pairs], "rejected": list(rejected)}
+    content = {"pairs": [pair.to_json() for pair in pairs], "rejected": [line.to_json() for line in rejected]}
     return store.put_json("pairs", content)
 
 
-def get_pairs(store: Store, key: str) -> tuple[list[ContrastivePair], list[dict[str, str]]]:
+def get_pairs(store: Store, key: str) -> tuple[list[ContrastivePair], list[RejectedQuestion]]:
     """The pairs and the rejected questions of a batch.
 
     Raises:
         StoreError: missing or damaged.
     """
     content = store.require_json(key)
-    return [ContrastivePair.from_json(line) for line in content["pairs"]], content["rejected"]
+    pairs = [ContrastivePair.from_json(line) for line in content["pairs"]]
+    return pairs, [RejectedQuestion.from_json(line) for line in content["rejected"]]
 
 
 def differences_key(batch: RenderedBatch, target: Target, layers: Sequence[int]) -> str:
@@ -59,7 +61,7 @@ def put_differences(store: Store, key: str, differences: Differences) -> None:
     """Keep a batch's differences under ``key``."""
     from safetensors.torch import save
 
-    header: dict[str, Any] = {
+    header = {
         "pair_ids": differences.pair_ids,
         "rejected": [asdict(rejection) for rejection in differences.rejected],
         "n_examples": differences.n_examples,
@@ -101,7 +103,7 @@ def require_differences(store: Store, key: str) -> Differences:
     return differences
 
 
-def batch_of(page: Page, number: int) -> tuple[list[ContrastivePair], list[dict[str, Any]]]:
+def batch_of(page: Page, number: int) -> tuple[list[ContrastivePair], list[RejectedQuestion]]:
     """The pairs and the rejected questions of one batch.
 
     Raises:

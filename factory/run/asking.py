@@ -13,10 +13,11 @@ from factory.counters import open_counters
 from factory.errors import TeacherRefused
 from factory.run.ledger import Ledger
 from factory.run.progress import spent_on
-from factory.teacher.client import ON_THE_WAY, Payer, Shared, Teacher
+from factory.teacher.client import ON_THE_WAY, Shared, Teacher
 from factory.teacher.connection import check_model, open_client
 from factory.teacher.judge import judge_spec
 from factory.teacher.limits import LONGEST_SLEEP, Limits, Outcomes
+from factory.teacher.replies import Payer
 from factory.teacher.spec import TeacherSpec
 from factory.teacher.spending import Meter, Purse
 from factory.teacher.tally import paid_by_all, tally_of

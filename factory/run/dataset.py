@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from statistics import mean, median
-from typing import Any
+from typing import TypedDict
 
 from factory.pairs.heldout import hash_question
 from factory.pairs.pair import REPEATS, ContrastivePair
+from factory.pairs.rejected import RejectedQuestion
 from factory.pairs.repeats import SAME_ANSWER, find_repeats
 from factory.run.artifacts import batch_of
 from factory.run.ledger import Page
@@ -91,7 +92,7 @@ def write_dataset(page: Page, repeated: Mapping[str, str]) -> WrittenDataset:
     """
     style_run = page.style_run
     words = array("I"), array("I")  # of each positive answer, of each negative one
-    rejected: list[dict[str, Any]] = []
+    rejected: list[RejectedQuestion] = []
     questions: set[str] = set()
     for batch in page.batches:  # twice, as a style's pairs need not fit into memory
         good, bad = batch_of(page, batch.number)
@@ -111,21 +112,21 @@ def write_dataset(page: Page, repeated: Mapping[str, str]) -> WrittenDataset:
     lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(page, metadata, repeated))
     digest = page.store.write_pieces(page.dataset_key, (line.encode() for line in lines))
     if rejected:
-        reasons = [json.dumps({"style": page.name, **line}, ensure_ascii=False) + "\n" for line in rejected]
+        reasons = [json.dumps({"style": page.name, **line.to_json()}, ensure_ascii=False) + "\n" for line in rejected]
         page.store.write(page.rejected_key, "".join(reasons).encode())
     if style_run.from_teacher:
         page.store.write_json(page.manifest_key, manifest(page, len(words[0]) - len(repeated), rejected, digest))
     return WrittenDataset(digest, sorted(questions))
 
 
-def _repeat(pair: ContrastivePair, earlier: str) -> dict[str, Any]:
-    """The rejected line of a pair that nearly repeats an earlier one."""
+def _repeat(pair: ContrastivePair, earlier: str) -> RejectedQuestion:
+    """The question of a pair that nearly repeats an earlier one."""
     message = f"the positive answer to {pair.question!r} nearly repeats that of pair {earlier}"
     named = {"pair_id": pair.pair_id, REPEATS: earlier, "positive_response": pair.positive_response}
-    return {"question": pair.question, "reason": "duplicate", "message": message, "reasons": ["duplicate"], **named}
+    return RejectedQuestion(pair.question, "duplicate", message, {"reasons": ["duplicate"], **named})
 
 
-def _lines(page: Page, metadata: dict[str, Any], repeated: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _lines(page: Page, metadata: Mapping[str, object], repeated: Mapping[str, str]) -> Iterator[Mapping[str, object]]:
     """A dataset's lines as :func:`factory.pairs.dataset.format_dataset` has them, one batch in memory at a time."""
     yield {"type": "metadata", **metadata}
     for batch in page.batches:
@@ -134,7 +135,15 @@ def _lines(page: Page, metadata: dict[str, Any], repeated: Mapping[str, str]) ->
             yield pair.to_json() | mark
 
 
-def length_statistics(positives: Sequence[int], negatives: Sequence[int]) -> dict[str, Any]:
+class AnswerLengths(TypedDict):
+    """Words of the positive and of the negative answers, and what of each pair the one has to the other."""
+
+    positive_words: dict[str, float]
+    negative_words: dict[str, float]
+    ratio: dict[str, float]
+
+
+def length_statistics(positives: Sequence[int], negatives: Sequence[int]) -> AnswerLengths:
     """Words of each pair's positive and negative answer, and their ratio: long positives teach length, not style."""
     positives, negatives = positives or [0], negatives or [0]
     ratios = [up / max(1, down) for up, down in zip(positives, negatives, strict=True)]
@@ -145,7 +154,7 @@ def length_statistics(positives: Sequence[int], negatives: Sequence[int]) -> dic
     }
 
 
-def manifest(page: Page, n_pairs: int, rejected: Sequence[dict[str, Any]], dataset_sha256: str) -> dict[str, Any]:
+def manifest(page: Page, n_pairs: int, rejected: Sequence[RejectedQuestion], dataset_sha256: str) -> dict[str, object]:
     """How a dataset came about: counts by reason, money spent and saved, versions."""
     spec, entries = page.ledger.spec.teacher, page.all_written()
     return {
@@ -153,7 +162,7 @@ def manifest(page: Page, n_pairs: int, rejected: Sequence[dict[str, Any]], datas
         "run": page.ledger.run_id,
         "dataset_sha256": dataset_sha256,
         "pairs": n_pairs,
-        "rejected": dict(sorted(Counter(line["reason"] for line in rejected).items())),
+        "rejected": dict(sorted(Counter(line.reason for line in rejected).items())),
         "teacher": spec.model_dump(mode="json"),
         "spent_usd": round(sum(entry.cost_usd for entry in entries), 9),
         "saved_usd": round(sum(entry.saved_usd for entry in entries), 9),

@@ -27,7 +27,7 @@ from factory.run.pause import require_unended
 from factory.steps.learn import made_of, mean_of
 from factory.steps.resident import target_of
 from factory.steps.tasks import do_task, task_results
-from factory.teacher.client import Payer
+from factory.teacher.replies import Payer
 from factory.teacher.writing import PATIENCE
 
 if TYPE_CHECKING:

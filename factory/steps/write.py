@@ -11,7 +11,7 @@ from factory.run.asking import open_teacher
 from factory.run.entries import Written
 from factory.run.ledger import Page
 from factory.run.pause import pause_run, require_calls_that_succeed, require_going_on
-from factory.teacher.client import Payer
+from factory.teacher.replies import Payer
 from factory.teacher.writing import PATIENCE, draw_bill, write_batch
 
 

@@ -9,77 +9,30 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import httpx2
 import openai
 
 from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherError, TeacherPaced
-from factory.files import hash_of
 from factory.log import log
 from factory.store import Store
 from factory.teacher.claims import Claim, claimed
 from factory.teacher.completion import Completion, read_completion
 from factory.teacher.connection import describe_way
 from factory.teacher.endpoint import endpoint_name
-from factory.teacher.faults import classify, error_in_answer, refused_parameters, without
+from factory.teacher.faults import classify, error_in_answer, refused_parameters
 from factory.teacher.limits import Limits, Outcomes, Pace
+from factory.teacher.replies import KeptReply, Payer, keep_reply, stored_reply
+from factory.teacher.request import Request, build_request, request_key, without
 from factory.teacher.spec import TeacherSpec
 from factory.teacher.spending import Meter, Purse, likely_tokens, most_tokens, price_of, worst_case
 from factory.teacher.tally import Tally
 
 ON_THE_WAY = 15.0  # s beyond the timeout of an answer that a call may take
-NO_ANSWER = "not_json"  # what earlier versions kept where no completion came: asked again
-QUIET = {"gpt-6-luna": "none"}  # reasoning effort where the configuration says nothing: prose needs none
-REASONING_MODELS = re.compile(r"gpt-[5-9]|o\d")  # these refuse a temperature while they reason
-
-
-def build_request(spec: TeacherSpec, prompt: str, attempt: int = 0) -> dict[str, Any]:
-    """The body of a request: equal bodies are one request, and paid once.
-
-    Two profiles: OpenAI takes ``max_completion_tokens`` and a reasoning effort, and its reasoning
-    models no temperature while they reason; a compatible server gets what all of them know.
-    """
-    body: dict[str, Any] = {
-        "model": spec.model,
-        "messages": [{"role": "user", "content": prompt}],
-        "temperature": spec.temperature,
-        "reasoning_effort": spec.reasoning_effort,
-        "seed": spec.seed + 1000 * attempt,
-    }
-    if spec.base_url:
-        body["max_tokens"] = spec.max_response_tokens
-    else:
-        body["max_completion_tokens"] = spec.max_response_tokens
-        body["reasoning_effort"] = spec.reasoning_effort or QUIET.get(spec.model)
-        if REASONING_MODELS.match(spec.model) and body["reasoning_effort"] != "none":
-            body["temperature"] = None
-    return {key: value for key, value in body.items() if value is not None}
-
-
-def request_key(spec: TeacherSpec, request: Mapping[str, Any]) -> str:
-    """The name of a request: a hash of what is asked, and where. Who asks and when is not in it."""
-    return hash_of({"endpoint": spec.base_url or "openai", **request})
-
-
-def stored_reply(store: Store, key: str) -> dict[str, Any] | None:
-    """What the teacher answered to a request, if it was ever asked."""
-    reply: dict[str, Any] | None = store.read_json(f"replies/{key}.json")
-    return None if reply is None or reply["bad"] == NO_ANSWER else reply
-
-
-@dataclass(frozen=True)
-class Payer:
-    """For which batch a call is made: so that a run knows what it paid, and what it found."""
-
-    run: str
-    style: str
-    batch: int
 
 
 @dataclass(frozen=True)
@@ -96,9 +49,9 @@ class Reply:
     usage: dict[str, int]
     request_id: str | None
     cost_usd: float | None
-    paid_by: dict[str, Any]
-    parameters: dict[str, Any]
-    left_out: list[str]
+    paid_by: Payer
+    parameters: Mapping[str, object]
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -148,15 +101,23 @@ class Teacher:
         """
         request = build_request(self.spec, prompt, attempt)
         key = request_key(self.spec, request)
-        record = stored_reply(self.store, key) or self._make_call(key, request, prompt)
-        if record["bad"]:
-            raise BadReply(record["bad"], f"the teacher's answer cannot be used: {record['bad']}")
-        left_out = record.get("left_out", [])
-        parameters = {name: value for name, value in request.items() if name not in ("messages", *left_out)}
-        known = {name: record[name] for name in ("text", "model", "finish_reason", "usage", "request_id", "cost_usd")}
-        return Reply(request_key=key, paid_by=record["paid_by"], parameters=parameters, left_out=left_out, **known)
+        kept = stored_reply(self.store, key) or self._make_call(key, request, prompt)
+        if kept.bad:
+            raise BadReply(kept.bad, f"the teacher's answer cannot be used: {kept.bad}")
+        return Reply(
+            text=kept.text,
+            request_key=key,
+            model=kept.model,
+            finish_reason=kept.finish_reason,
+            usage=kept.usage,
+            request_id=kept.request_id,
+            cost_usd=kept.cost_usd,
+            paid_by=kept.paid_by,
+            parameters={k: value for k, value in request.items() if k not in ("messages", *kept.left_out)},
+            left_out=kept.left_out,
+        )
 
-    def _make_call(self, key: str, request: dict[str, Any], prompt: str) -> dict[str, Any]:
+    def _make_call(self, key: str, request: Request, prompt: str) -> KeptReply:
         if time.monotonic() > self.deadline:
             raise TeacherPaced("the worker's calls are all taken", 1.0)
         with claimed(self.store, key) as claim:
@@ -169,9 +130,7 @@ class Teacher:
             claim.require()
             return self._send(key, request, prompt)
 
-    def _call_within_limits(
-        self, shared: Shared, claim: Claim, key: str, request: dict[str, Any], prompt: str
-    ) -> dict[str, Any]:
+    def _call_within_limits(self, shared: Shared, claim: Claim, key: str, request: Request, prompt: str) -> KeptReply:
         """Reserve the worst case, wait for our turn, call, then settle.
 
         A call that is answered costs its price, one that was perhaps paid the worst case, one that the
@@ -185,8 +144,8 @@ class Teacher:
         try:
             shared.limits.await_turn(tokens)
             claim.require()
-            record = self._send(key, request, prompt)
-            cost = record["cost_usd"] or 0.0
+            reply = self._send(key, request, prompt)
+            cost = reply.cost_usd or 0.0
         except (TeacherError, PairRejected) as error:
             cost = worst if isinstance(error, TeacherBusy) and error.may_be_paid else 0.0
             _note_trouble(shared, key, error)
@@ -196,34 +155,31 @@ class Teacher:
             if shared.purse:
                 shared.purse.settle(key, cost)
         shared.meter.count(self.payer.style, cost)
-        used = sum(record["usage"].values()) or likely_tokens(prompt) + likely_tokens(record["text"])
+        used = sum(reply.usage.values()) or likely_tokens(prompt) + likely_tokens(reply.text)
         shared.limits.refund(tokens - used)
-        shared.outcomes.failed() if record["bad"] else shared.outcomes.succeeded(key)
-        return record
+        shared.outcomes.failed() if reply.bad else shared.outcomes.succeeded(key)
+        return reply
 
-    def _send(self, key: str, request: dict[str, Any], prompt: str) -> dict[str, Any]:
+    def _send(self, key: str, request: Request, prompt: str) -> KeptReply:
         """Ask, and keep the answer before anything else can happen. The first that is kept stays."""
-        response, left_out = self._exchange(request)
-        completion = self._read(response, request)
-        record = {
-            "bad": completion.bad,
-            "text": completion.text,
-            "model": completion.model,
-            "finish_reason": completion.finish_reason,
-            "usage": completion.usage,
-            "request_id": response.headers.get("x-request-id"),
-            "paid_by": asdict(self.payer),
-            "cost_usd": self._cost(request["model"], prompt, completion),
-            "left_out": left_out,
-        }
-        if self.store.create_json(f"replies/{key}.json", record):
-            return record
-        known = stored_reply(self.store, key)
-        if known:
-            log.warning("a call was made twice, and paid twice: its claim was lost while it ran")
-            return known | {"cost_usd": record["cost_usd"]}
-        self.store.write_json(f"replies/{key}.json", record)
-        return record
+        response, left_out = self._exchange(request, prompt)
+        completion = self._read(response, request["model"])
+        reply = KeptReply(
+            bad=completion.bad,
+            text=completion.text,
+            model=completion.model,
+            finish_reason=completion.finish_reason,
+            usage=completion.usage,
+            request_id=response.headers.get("x-request-id"),
+            paid_by=self.payer,
+            cost_usd=self._cost(request["model"], prompt, completion),
+            left_out=tuple(left_out),
+        )
+        known = keep_reply(self.store, key, reply)
+        if known is None:
+            return reply
+        log.warning("a call was made twice, and paid twice: its claim was lost while it ran")
+        return known.model_copy(update={"cost_usd": reply.cost_usd})
 
     def _cost(self, model: str, prompt: str, completion: Completion) -> float | None:
         if completion.usage:
@@ -233,21 +189,21 @@ class Teacher:
         written = most_tokens(completion.text) + completion.unseen if completion.text else most
         return price_of(self.spec, model, most_tokens(prompt), min(written, most))
 
-    def _exchange(self, request: dict[str, Any]) -> tuple[httpx2.Response, list[str]]:
+    def _exchange(self, request: Request, prompt: str) -> tuple[httpx2.Response, list[str]]:
         """The server's answer, good or bad, and the parameters that it had to be asked without."""
         refused = _refused_by(self.client, request["model"])
         left_out = set(refused)
-        response = self._post(without(request, left_out))
+        response = self._post(without(request, left_out), prompt)
         while more := refused_parameters(response, request) - left_out:
             left_out |= more
-            response = self._post(without(request, left_out))
+            response = self._post(without(request, left_out), prompt)
         if not response.is_error and left_out - refused:
             names, where = ", ".join(sorted(left_out - refused)), endpoint_name(self.spec.base_url)
             log.warning("the teacher at %s refuses the parameter %s: it is asked without", where, names)
             refused |= left_out
         return response, sorted(left_out & request.keys())
 
-    def _post(self, request: dict[str, Any]) -> httpx2.Response:
+    def _post(self, request: Request, prompt: str) -> httpx2.Response:
         try:
             raw = self.client.chat.completions.with_raw_response.create(**request)
         except openai.APIStatusError as error:
@@ -259,13 +215,13 @@ class Teacher:
             kind = type(cause or error).__name__
             raise TeacherBusy(f"the teacher at {way} cannot be reached: {kind}", may_be_paid=sent) from None
         if self.shared:
-            tokens = likely_tokens(request["messages"][0]["content"]) + self.spec.max_response_tokens
+            tokens = likely_tokens(prompt) + self.spec.max_response_tokens
             self.shared.limits.tighten(raw.headers, tokens)
         return raw.http_response
 
-    def _read(self, response: httpx2.Response, request: Mapping[str, Any]) -> Completion:
+    def _read(self, response: httpx2.Response, model: str) -> Completion:
         """The completion in an answer; whatever is none is an error, also with status 200."""
-        model, base_url = request["model"], self.spec.base_url
+        base_url = self.spec.base_url
         if response.is_error:
             raise classify(response, model, base_url)
         try:

@@ -7,8 +7,8 @@ and a server that counts nothing has counted nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from factory.files import whole_text
 
@@ -69,7 +69,7 @@ def read_completion(content: object) -> Completion | None:
     )
 
 
-def _object(content: object) -> dict[str, Any]:
+def _object(content: object) -> Mapping[str, object]:
     return content if isinstance(content, dict) else {}
 
 
@@ -106,7 +106,7 @@ def take_off_thought(text: str) -> str:
     return "" if OPEN_THOUGHT.match(text) else text.strip()
 
 
-def count_tokens(usage: Any, text: str) -> dict[str, int]:
+def count_tokens(usage: object, text: str) -> dict[str, int]:
     """Tokens of a call, or nothing where the server does not say both. No prompt has none, and no answer."""
     if not isinstance(usage, dict):
         return {}

@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import httpx2
 
 from factory.errors import PairRejected, TeacherBusy, TeacherError, TeacherRefused
 from factory.teacher.endpoint import endpoint_name, shown_address
+from factory.teacher.request import SPARE, Request
 
 LONG_WAIT = 600.0  # s: a server that asks for more wants a person, not a retry
 RETRYABLE = {408, 409, 425, 429}
@@ -25,8 +25,6 @@ KEY = {401, 403}
 NO_PLACE = {404, 405, 410}
 NO_MONEY = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}
 MODERATED = re.compile(r"content_?(filter|policy)|moderation|flagged|safety|sensitive|data_?inspection", re.IGNORECASE)
-SPARE = ("seed", "temperature", "reasoning_effort")  # parameters that a call can do without
-RENAMED = {"max_tokens": "max_completion_tokens"}  # it bounds the cost, so it is never left out
 
 
 def classify(response: httpx2.Response, model: str, base_url: str | None) -> TeacherError | PairRejected:
@@ -43,13 +41,13 @@ def error_in_answer(
     error = error or _first_choice(content).get("error")
     if not error:
         return None
-    found = error if isinstance(error, dict) else {"message": error}
-    status = next((int(found[name]) for name in ("code", "status") if str(found.get(name)).isdecimal()), 0)
+    found: Mapping[str, object] = error if isinstance(error, dict) else {"message": error}
+    status = next((int(str(found[name])) for name in ("code", "status") if str(found.get(name)).isdecimal()), 0)
     return _sort(status, found, headers, model, base_url)
 
 
 def _sort(
-    status: int, error: dict[str, Any], headers: Mapping[str, str], model: str, base_url: str | None
+    status: int, error: Mapping[str, object], headers: Mapping[str, str], model: str, base_url: str | None
 ) -> TeacherError | PairRejected:
     where, codes = f"the teacher at {endpoint_name(base_url)}", {str(error.get("code")), str(error.get("type"))}
     if codes & NO_MONEY or status == 402:
@@ -83,7 +81,7 @@ def _later(what: str, wait: float | None) -> TeacherError:
     return TeacherBusy(what, wait)
 
 
-def is_moderated(error: Mapping[str, Any]) -> bool:
+def is_moderated(error: Mapping[str, object]) -> bool:
     """Whether an error is about the text of one prompt, which a filter disliked."""
     details = error.get("metadata")
     if isinstance(details, dict) and details.keys() & {"flagged_input", "reasons"}:
@@ -91,25 +89,19 @@ def is_moderated(error: Mapping[str, Any]) -> bool:
     return any(MODERATED.search(str(error.get(name) or "")) for name in ("code", "type"))
 
 
-def _speaks_of_model(error: Mapping[str, Any], model: str) -> bool:
+def _speaks_of_model(error: Mapping[str, object], model: str) -> bool:
     words = json.dumps(error, ensure_ascii=False)
     return model in words or re.search(r"\bmodel\b", words, re.IGNORECASE) is not None
 
 
-def refused_parameters(response: httpx2.Response, request: Mapping[str, Any]) -> set[str]:
+def refused_parameters(response: httpx2.Response, request: Request) -> set[str]:
     """Parameters of ``request`` that an error answer names and that a call can do without, or under another name."""
     if response.status_code not in (400, 422):
         return set()
     words = response.text
-    named = {name for name in SPARE if name in request and _names(words, name)}
-    return named | {name for name, other in RENAMED.items() if name in request and _names(words, other)}
-
-
-def without(request: Mapping[str, Any], refused: set[str]) -> dict[str, Any]:
-    """A request without parameters that its server refuses."""
-    kept = {name: value for name, value in request.items() if name not in refused}
-    renamed = {other: request[name] for name, other in RENAMED.items() if name in refused and name in request}
-    return kept | renamed
+    named: set[str] = {name for name in SPARE if name in request and _names(words, name)}
+    # Under another name, because it bounds the cost and is never left out.
+    return named | ({"max_tokens"} if "max_tokens" in request and _names(words, "max_completion_tokens") else set())
 
 
 def _names(words: str, parameter: str) -> bool:
@@ -123,7 +115,7 @@ def _content_of(response: httpx2.Response) -> object:
         return None
 
 
-def _error_in(content: object) -> dict[str, Any]:
+def _error_in(content: object) -> Mapping[str, object]:
     """The part of a body that says what went wrong; servers agree on no form."""
     if not isinstance(content, dict):
         return {}
@@ -131,7 +123,7 @@ def _error_in(content: object) -> dict[str, Any]:
     return error if isinstance(error, dict) else {"message": error}
 
 
-def _first_choice(content: object) -> dict[str, Any]:
+def _first_choice(content: object) -> Mapping[str, object]:
     choices = content.get("choices") if isinstance(content, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     return choice if isinstance(choice, dict) else {}

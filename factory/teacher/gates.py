@@ -8,9 +8,8 @@ nobody: the optional judge is judge.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rapidfuzz import fuzz
 
@@ -42,7 +41,7 @@ _LEAKAGE = re.compile(
 class Verdict:
     """What the gates say: measured ``figures``, and the reasons why it failed, if it did."""
 
-    figures: dict[str, Any]
+    figures: Mapping[str, object]
     reasons: list[str] = field(default_factory=list)
 
     @property
@@ -56,21 +55,18 @@ def check_answer(text: str, style: Style, prompt: str, question: str, *, positiv
 
     ``positive``: the answer should be in the style; otherwise it should not.
     """
-    figures = {
-        "words": len(text.split()),
-        "distinct_4grams": round(distinct_ngrams(text), 3),
-        "markers": style.count_markers(text),
-    }
+    distinct = round(distinct_ngrams(text), 3)
     failed = {
         "empty": not text.strip(),
         "refusal": bool(_REFUSAL.search(text)),
         "leakage": leaks(text, style, prompt, question),
-        "repetition": figures["distinct_4grams"] < MIN_DISTINCT,
+        "repetition": distinct < MIN_DISTINCT,
         "no_markers": positive and bool(style.markers) and not style.is_shown_in(text),
         "markers_in_negative": not positive and style.is_shown_in(text),
     }
     if not style.markers:
         failed["no_markers"] = failed["markers_in_negative"] = False
+    figures = {"words": len(text.split()), "distinct_4grams": distinct, "markers": style.count_markers(text)}
     return Verdict(figures, [reason for reason, found in failed.items() if found])
 
 
@@ -98,9 +94,8 @@ def compare_answers(positive: str, negative: str) -> Verdict:
     """Hold the two answers against each other: identical ones fail, unequal lengths are a warning."""
     ratio = len(positive.split()) / max(1, len(negative.split()))
     similarity = fuzz.ratio(positive, negative)
-    figures: dict[str, Any] = {"length_ratio": round(ratio, 3), "similarity": round(similarity, 1), "warnings": []}
-    if not LENGTHS[0] <= ratio <= LENGTHS[1]:
-        figures["warnings"].append("length_ratio")
+    warnings = [] if LENGTHS[0] <= ratio <= LENGTHS[1] else ["length_ratio"]
+    figures = {"length_ratio": round(ratio, 3), "similarity": round(similarity, 1), "warnings": warnings}
     return Verdict(figures, ["identical"] if similarity >= SAME_TEXT else [])
 
 

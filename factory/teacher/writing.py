@@ -10,11 +10,11 @@ import contextvars
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from factory.errors import (
     BadReply,
@@ -27,12 +27,15 @@ from factory.errors import (
     TeacherRefused,
 )
 from factory.pairs.pair import ContrastivePair
+from factory.pairs.rejected import RejectedQuestion
 from factory.pairs.styles import Style
 from factory.store import Store
-from factory.teacher.client import Payer, Reply, Teacher, build_request, request_key, stored_reply
+from factory.teacher.client import Reply, Teacher
 from factory.teacher.faults import UNANSWERED
 from factory.teacher.gates import Verdict, check_answer, compare_answers, find_duplicates, reject
 from factory.teacher.judge import as_judge, judge_pair, judge_prompt, judge_spec
+from factory.teacher.replies import KeptReply, Payer, stored_reply
+from factory.teacher.request import build_request, request_key
 from factory.teacher.spec import TeacherSpec
 
 ATTEMPTS = (0, 1)  # one regeneration
@@ -63,7 +66,7 @@ def write_pair(teacher: Teacher, style: Style, question: str, batch: int) -> Con
     if not between.passed and positive.attempt == 0:
         positive = _answer(teacher, style, question, positive_prompt, positive=True, attempts=ATTEMPTS[1:])
         between = compare_answers(positive.reply.text, negative.reply.text)
-    judged, judge_replies = Verdict({}), list[dict[str, Any]]()
+    judged, judge_replies = Verdict({}), list[Provenance]()
     if between.passed and teacher.spec.judge_model:
         judge = as_judge(teacher, teacher.spec.judge_model)
         judged, replies = judge_pair(judge, style, question, positive.reply.text, negative.reply.text)
@@ -128,21 +131,39 @@ def _evidence(pair: ContrastivePair) -> dict[str, object]:
     return {name: line[name] for name in ("positive_response", "negative_response", "checks")}
 
 
-def describe(reply: Reply, teacher: Teacher) -> dict[str, Any]:
-    """A reply's provenance: enough to ask again, and to know what it cost and who paid."""
-    return {
+class Provenance(TypedDict):
+    """Where an answer comes from: enough to ask again, and to know what it cost and who paid."""
+
+    request_key: str
+    model_requested: str
+    model_resolved: str
+    model_returned: str
+    parameters: Mapping[str, object]
+    left_out: NotRequired[list[str]]
+    finish_reason: str
+    usage: dict[str, int]
+    cost_usd: float | None
+    cache_hit: bool
+    request_id: str | None
+
+
+def describe(reply: Reply, teacher: Teacher) -> Provenance:
+    """A reply's provenance, as it stands in the dataset."""
+    provenance: Provenance = {
         "request_key": reply.request_key,
         "model_requested": teacher.spec.requested_model,
         "model_resolved": teacher.spec.model,
         "model_returned": reply.model,
         "parameters": reply.parameters,
-        **({"left_out": reply.left_out} if reply.left_out else {}),
         "finish_reason": reply.finish_reason,
         "usage": reply.usage,
         "cost_usd": reply.cost_usd,
-        "cache_hit": reply.paid_by["run"] != teacher.payer.run,
+        "cache_hit": reply.paid_by.run != teacher.payer.run,
         "request_id": reply.request_id,
     }
+    if reply.left_out:
+        provenance["left_out"] = list(reply.left_out)
+    return provenance
 
 
 # ---- what was paid
@@ -166,16 +187,16 @@ def draw_bill(store: Store, spec: TeacherSpec, style: Style, questions: Sequence
     tokens = {"input": 0, "output": 0}
     for question in questions:
         for reply in stored_replies(store, spec, style, question):
-            ours = reply["paid_by"] == {"run": payer.run, "style": payer.style, "batch": payer.batch}
+            ours = reply.paid_by == payer
             calls[ours] += 1
-            cost = reply["cost_usd"] or 0.0
+            cost = reply.cost_usd or 0.0
             spent, saved = (spent + cost, saved) if ours else (spent, saved + cost)
             for kind in tokens if ours else ():
-                tokens[kind] += reply["usage"].get(kind, 0)
+                tokens[kind] += reply.usage.get(kind, 0)
     return Bill(spent, saved, calls[True], calls[False], tokens)
 
 
-def stored_replies(store: Store, spec: TeacherSpec, style: Style, question: str) -> Iterator[dict[str, Any]]:
+def stored_replies(store: Store, spec: TeacherSpec, style: Style, question: str) -> Iterator[KeptReply]:
     """Everything that was ever answered for a question's pair: both sides, both attempts, and the judge."""
     for prompt in style.prompts_for(question):
         for attempt in ATTEMPTS:
@@ -183,8 +204,8 @@ def stored_replies(store: Store, spec: TeacherSpec, style: Style, question: str)
             if reply is None:
                 break
             yield reply
-            if spec.judge_model and reply["text"]:
-                asked = build_request(judge_spec(spec, spec.judge_model), judge_prompt(style, question, reply["text"]))
+            if spec.judge_model and reply.text:
+                asked = build_request(judge_spec(spec, spec.judge_model), judge_prompt(style, question, reply.text))
                 judged = stored_reply(store, request_key(spec, asked))
                 if judged:
                     yield judged
@@ -195,15 +216,15 @@ def stored_replies(store: Store, spec: TeacherSpec, style: Style, question: str)
 
 @dataclass(frozen=True)
 class WrittenBatch:
-    """What the teacher made of a batch of questions. ``rejected``: question, reason, message and evidence."""
+    """What the teacher made of a batch of questions."""
 
     pairs: list[ContrastivePair]
-    rejected: list[dict[str, Any]]
+    rejected: list[RejectedQuestion]
 
     @property
     def reasons(self) -> dict[str, int]:
         """How many questions failed, by reason."""
-        return dict(Counter(rejection["reason"] for rejection in self.rejected))
+        return dict(Counter(rejection.reason for rejection in self.rejected))
 
     @property
     def has_unanswered(self) -> bool:
@@ -250,7 +271,7 @@ def write_batch(
     _raise_worst(outcomes)
     pairs = [outcome for outcome in outcomes if isinstance(outcome, ContrastivePair)]
     rejected = [
-        {"question": question, "reason": outcome.reason, "message": str(outcome), **outcome.evidence}
+        RejectedQuestion.after(outcome, question)
         for question, outcome in zip(questions, outcomes, strict=True)
         if isinstance(outcome, PairRejected)
     ]
@@ -266,12 +287,10 @@ def _raise_worst(outcomes: Sequence[ContrastivePair | FactoryError]) -> None:
             raise (faults or found)[0]
 
 
-def _without_repeats(pairs: list[ContrastivePair], rejected: list[dict[str, Any]]) -> WrittenBatch:
+def _without_repeats(pairs: list[ContrastivePair], rejected: list[RejectedQuestion]) -> WrittenBatch:
     repeats = find_duplicates(pairs)
     for pair in pairs:
         if pair.pair_id in repeats:
             error = reject(pair.question, Verdict({}, ["duplicate"]), repeats=repeats[pair.pair_id], **_evidence(pair))
-            rejected.append(
-                {"question": pair.question, "reason": error.reason, "message": str(error), **error.evidence}
-            )
+            rejected.append(RejectedQuestion.after(error, pair.question))
     return WrittenBatch([pair for pair in pairs if pair.pair_id not in repeats], rejected)

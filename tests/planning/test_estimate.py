@@ -19,12 +19,16 @@ from factory.planning.reading_time import count_parameters, tokens_a_pair, usual
 from factory.planning.specify import plan_evaluation, plan_extraction, plan_teacher
 from factory.run.asking import tighter
 from factory.steps.learn import learn_part_step, missing_places
-from factory.teacher.client import build_request, request_key
 from factory.teacher.judge import judge_prompt, judge_spec
+from factory.teacher.request import build_request, request_key
 from factory.teacher.spending import likely_tokens
 from tests.evaluated import make_run
 
 NEW = {"regenerate_datasets": True, "styles": ["step_by_step_reasoning"]}
+
+
+def kept(text):
+    return {"bad": None, "text": text, "paid_by": {"run": "run", "style": "steps", "batch": 0}}
 
 
 def test_an_existing_dataset_costs_nothing(store, tmp_path):
@@ -48,7 +52,7 @@ def test_calls_that_the_store_has_answers_to_are_subtracted(store, tmp_path):
     spec, style = plan_teacher(settings), load_style("step_by_step_reasoning")
     question = "How does photosynthesis work?"
     for prompt, text in zip(style.prompts_for(question), ("Step 1: See.\nStep 2: Go.", "It is so."), strict=True):
-        store.write_json(f"replies/{request_key(spec, build_request(spec, prompt))}.json", {"bad": None, "text": text})
+        store.write_json(f"replies/{request_key(spec, build_request(spec, prompt))}.json", kept(text))
     after = estimate_run(settings, store, tmp_path, limit=3)
     assert (before.styles[0].calls, after.styles[0].calls, after.styles[0].cached_calls) == (6, 4, 2)
     assert after.usd[1] < before.usd[1]
@@ -200,7 +204,7 @@ def test_a_stored_answer_that_fails_its_gates_will_be_asked_once_more(store, tmp
 
     def keep(attempt, text):
         key = request_key(spec, build_request(spec, prompt, attempt))
-        store.write_json(f"replies/{key}.json", {"bad": None, "text": text})
+        store.write_json(f"replies/{key}.json", kept(text))
 
     def counts():
         (part,) = estimate_run(settings, store, tmp_path, limit=1).styles
@@ -214,7 +218,7 @@ def test_a_stored_answer_that_fails_its_gates_will_be_asked_once_more(store, tmp
     assert counts() == (3, 2)
     judge = judge_spec(spec, spec.judge_model)
     asked = build_request(judge, judge_prompt(style, "How does photosynthesis work?", good))
-    store.write_json(f"replies/{request_key(judge, asked)}.json", {"bad": None, "text": "style: 90\ncoherence: 90"})
+    store.write_json(f"replies/{request_key(judge, asked)}.json", kept("style: 90\ncoherence: 90"))
     assert counts() == (2, 3)
 
 

@@ -13,8 +13,10 @@ import pytest
 from factory.commands.options import without_key
 from factory.config import load_configuration
 from factory.errors import ConfigError, TeacherBusy, TeacherRefused
-from factory.teacher.client import Payer, Teacher, build_request, request_key
+from factory.teacher.client import Teacher
 from factory.teacher.connection import describe_way, open_client
+from factory.teacher.replies import Payer
+from factory.teacher.request import build_request, request_key
 from factory.teacher.spec import TeacherSpec
 from tests.endpoint import running_endpoint
 from tests.scripted import LOCAL

@@ -15,9 +15,10 @@ from factory.planning.specify import plan_teacher
 from factory.run.ledger import Ledger
 from factory.run.progress import progress_of
 from factory.steps.evaluate import conclude_step, evaluate_step
-from factory.teacher.client import Payer, Teacher, stored_reply
+from factory.teacher.client import Teacher
 from factory.teacher.connection import open_client
 from factory.teacher.judge import as_judge, judge_pair
+from factory.teacher.replies import Payer, stored_reply
 from factory.teacher.writing import write_batch
 from factory.vector.vector import SteeringVector
 from tests.endpoint import running_endpoint
@@ -143,9 +144,9 @@ def test_a_real_model_judges_pairs_and_every_verdict_is_kept(store):
         verdict, replies = judge_pair(as_judge(teacher, "smollm2"), style, "How do plants eat?", *TEXTS)
         made = write_batch(teacher, ANYTHING, ["How do birds fly?", "Why is ice slippery?"], max_concurrent=1)
     assert set(verdict.figures["judge"]) == {"positive", "negative"}
-    assert all(stored_reply(store, reply.request_key)["text"] == reply.text for reply in replies)
+    assert all(stored_reply(store, reply.request_key).text == reply.text for reply in replies)
     found = [verdict.figures["judge"], *(pair.extra["checks"]["judge"] for pair in made.pairs)]
-    found += [line["checks"]["judge"] for line in made.rejected if line["reason"].startswith("judge_")]
+    found += [line.evidence["checks"]["judge"] for line in made.rejected if line.reason.startswith("judge_")]
     for scores in (scores for judged in found for scores in judged.values()):
         assert set(scores) in ({"style", "coherence"}, {"unreadable"})
     for pair in made.pairs:

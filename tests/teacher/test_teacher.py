@@ -13,9 +13,11 @@ from factory.errors import RunPaused
 from factory.planning.plan import plan_run
 from factory.run.ledger import Ledger
 from factory.steps.write import write_step
-from factory.teacher.client import Payer, Teacher, build_request, request_key
+from factory.teacher.client import Teacher
 from factory.teacher.connection import open_client
 from factory.teacher.endpoint import find_key
+from factory.teacher.replies import Payer
+from factory.teacher.request import build_request, request_key
 from factory.teacher.spec import TeacherSpec
 from tests.endpoint import running_endpoint
 from tests.scripted import LOCAL, OPENAI, Scripted

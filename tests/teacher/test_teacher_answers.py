@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from factory.errors import BadReply, PairRejected, TeacherBusy, TeacherRefused
 from factory.files import whole_text
 from factory.store import Store
-from factory.teacher.client import build_request, request_key
 from factory.teacher.connection import check_model, open_client
 from factory.teacher.faults import LONG_WAIT
+from factory.teacher.request import build_request, request_key
 from tests.endpoint import completion
 from tests.scripted import LOCAL, Scripted, said, teacher_at
 
@@ -76,7 +76,9 @@ def test_what_is_no_completion_is_never_kept_and_the_healthy_server_is_asked_aga
 def test_a_hiccup_that_an_earlier_version_kept_is_asked_again(store):
     teacher = teacher_at(Scripted(said("An answer.")), store)
     key = request_key(LOCAL, build_request(LOCAL, "hello"))
-    store.write_json(f"replies/{key}.json", {"bad": "not_json", "text": ""})
+    store.write_json(
+        f"replies/{key}.json", {"bad": "not_json", "text": "", "paid_by": {"run": "run", "style": "steps", "batch": 0}}
+    )
     assert teacher.ask("hello").text == "An answer."
 
 
@@ -155,7 +157,7 @@ def test_a_parameter_that_a_server_refuses_is_left_out_recorded_and_said_once(st
     teacher = teacher_at(server, store)
     with caplog.at_level("WARNING", "factory"):
         replies = [teacher.ask(prompt) for prompt in ("hello", "again")]
-    assert [reply.left_out for reply in replies] == [["seed", "temperature"]] * 2
+    assert [reply.left_out for reply in replies] == [("seed", "temperature")] * 2
     assert not {"seed", "temperature"} & replies[0].parameters.keys()
     assert len(server.bodies) == 4, "two refusals, then none"
     assert [line for line in caplog.messages if "seed, temperature" in line] == caplog.messages
@@ -175,7 +177,7 @@ def test_a_prompt_that_is_refused_and_speaks_of_seeds_teaches_nothing(store):
     teacher = teacher_at(server, store)
     with pytest.raises(PairRejected):
         teacher.ask("How do I sow a seed?")
-    assert teacher.ask("hello").left_out == []
+    assert teacher.ask("hello").left_out == ()
 
 
 JSON = st.recursive(

@@ -10,8 +10,8 @@ import pytest
 from factory.errors import TeacherBusy
 from factory.evaluation.figures import JudgeScores
 from factory.evaluation.judged import judge_answers
-from factory.teacher.client import Payer, stored_reply
 from factory.teacher.judge import as_judge
+from factory.teacher.replies import Payer, stored_reply
 from factory.teacher.writing import draw_bill, write_batch, write_pair
 from tests.endpoint import answer_to
 from tests.scripted import LOCAL, STYLE, Scripted, said, teacher_at
@@ -32,7 +32,7 @@ def test_a_pair_carries_its_checks_and_where_it_came_from(store):
         assert source["cost_usd"] == pytest.approx(100e-6 + 240e-6)
         assert source["parameters"]["seed"] == 0
         assert source["cache_hit"] is False
-        assert stored_reply(store, source["request_key"])["text"]
+        assert stored_reply(store, source["request_key"]).text
 
 
 def test_one_bad_answer_costs_one_regeneration(store):
@@ -47,9 +47,9 @@ def test_two_bad_answers_reject_the_pair_with_reasons_and_text(store):
     made = write_batch(teacher_at(server, store), STYLE, ["Why?"], max_concurrent=1)
     assert made.pairs == []
     assert made.reasons == {"refusal": 1}
-    assert made.rejected[0]["question"] == "Why?"
-    assert made.rejected[0]["reasons"] == ["refusal", "no_markers"]
-    assert made.rejected[0]["response"].startswith("I'm sorry")
+    assert made.rejected[0].question == "Why?"
+    assert made.rejected[0].evidence["reasons"] == ["refusal", "no_markers"]
+    assert made.rejected[0].evidence["response"].startswith("I'm sorry")
     assert len(server.bodies) == 2
 
 
