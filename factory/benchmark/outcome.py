@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from factory.errors import VectorError
 from factory.evaluation.evaluation import TASKS
 from factory.evaluation.figures import RightAnswers
+from factory.evaluation.spec import MEAN
 from factory.frozen import Frozen, Record, first_fault
 
 UNSTEERED = "unsteered"
@@ -24,6 +25,13 @@ BASES: dict[str, tuple[str, ...]] = {
     RANDOM: (UNSTEERED, PROMPTED),
     STEERED: (UNSTEERED, PROMPTED, RANDOM),
 }
+# The same in a run that learns: the learned vector is held against the mean from which it was learned.
+WITH_MEAN: dict[str, tuple[str, ...]] = {
+    **BASES,
+    MEAN: (UNSTEERED, PROMPTED),
+    STEERED: (*BASES[STEERED], MEAN),
+}
+SIGNIFICANT = 0.05  # McNemar's p below which two conditions are told apart
 
 
 class Share(Frozen):

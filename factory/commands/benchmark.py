@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from factory.benchmark.outcome import BASES
+from factory.benchmark.outcome import BASES, SIGNIFICANT
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job, output_option
 from factory.errors import VectorError
 from factory.extras import require_target
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from factory.benchmark.run import Budget
     from factory.target.model import Target
     from factory.vector.vector import SteeringVector
-
-SIGNIFICANT = 0.05
 
 
 @click.command()

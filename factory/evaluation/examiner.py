@@ -91,6 +91,15 @@ class Examiner:
             return self._capability(cell)
         return self._measure(part, self._steering(part, cell))
 
+    def mean_steering(self) -> Steering:
+        """The mean, added as its own probe finds best.
+
+        Raises:
+            ConfigError: the spec asks for no mean, or there is none.
+        """
+        of_mean = self._of_mean()
+        return apply_cell(of_mean.vector, of_mean.readings()[0].setting)
+
     def _of_mean(self) -> Examiner:
         """The same examination of the mean, with its own settings.
 

@@ -102,6 +102,7 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
     supplies = [find_supply(settings, request, output) for request in requests]
     asked = asked_questions(settings, supplies)
     evaluation = plan_evaluation(settings, asked) if settings.output_config.generate_analysis_reports else None
+    tasks = plan_tasks(settings, questions_of(supplies)) if evaluation else ()
     usual = min(teacher.max_response_tokens, likely_tokens(USUAL_ANSWER))
     styles, lessons = [], []
     for request, supply in zip(requests, supplies, strict=True):
@@ -124,7 +125,7 @@ def estimate_run(settings: Settings, store: Store, output: Path, *, limit: int |
         notes=[
             *describe_starter(settings, supplies),
             *describe_gaps(settings, supplies, asked),
-            *describe_tasks(plan_tasks(settings, questions_of(supplies)) if evaluation else (), len(styles)),
+            *describe_tasks(tasks, len(styles), evaluation),
         ],
         styles=styles,
     )

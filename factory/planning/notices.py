@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from factory.benchmark.item import Task
-from factory.benchmark.outcome import BASES
+from factory.benchmark.outcome import BASES, WITH_MEAN
 from factory.config import Settings
+from factory.evaluation.spec import EvaluationSpec
 from factory.pairs.pair import cut_batches
 from factory.planning.supply import Supply, has_teacher
 from factory.teacher.endpoint import OPENAI_KEY
 from factory.teacher.spec import TeacherSpec
 
 
-def describe_tasks(tasks: Sequence[Task], n_styles: int) -> list[str]:
+def describe_tasks(tasks: Sequence[Task], n_styles: int, evaluation: EvaluationSpec | None) -> list[str]:
     """How many answers of the target model the tasks of an evaluation take; nothing without tasks."""
     told = []
+    n_conditions = len(WITH_MEAN if evaluation and evaluation.mean else BASES)
     for task in tasks:
-        answers = n_styles * len(BASES) * len(task.items)
+        answers = n_styles * n_conditions * len(task.items)
         left_out = f"; {task.left_out} more are left out, which pairs ask" if task.left_out else ""
         told.append(
             f"task {task.name}: {answers} answers of the target model of up to {task.answer_tokens} tokens "
-            f"({len(task.items)} items, {len(BASES)} conditions per style{left_out})"
+            f"({len(task.items)} items, {n_conditions} conditions per style{left_out})"
         )
     return told
 

@@ -19,6 +19,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from factory.benchmark.outcome import SIGNIFICANT, STEERED, UNSTEERED, TaskResult
 from factory.evaluation.cell import Cell
 from factory.evaluation.figures import CellFigures, Reading, StateFigures
 
@@ -149,6 +150,35 @@ def compared_figure(name: str, measured: Mapping[str, StateFigures]) -> str:
         for part, share, low, high in zip(parts, shares, lows, highs, strict=True)
     ]
     return to_svg(figure, name, "Answers in the style", "; ".join(words))
+
+
+@_in_style
+def forest_figure(name: str, result: TaskResult) -> str:
+    """Right answers to a task under every condition: a forest plot with Wilson's intervals.
+
+    The dashed line is the unsteered model; ``*`` stands where McNemar's test tells a condition from it.
+    """
+    outcomes = result.outcomes
+    figure, axes = _axes((SIZE[0], 1.1 + 0.3 * len(outcomes)))
+    labels = []
+    for row, outcome in enumerate(outcomes):
+        right, against = outcome.accuracy, result.comparison(outcome.condition, UNSTEERED)
+        errors = [[length] for length in (*_apart([right.share], [right.low]), *_apart([right.high], [right.share]))]
+        color = COLORS[0] if outcome.role == STEERED else COLORS[5]
+        axes.errorbar(right.share, row, xerr=errors, marker="s", markersize=6, capsize=3, color=color)
+        labels.append(f"{outcome.condition}{' *' if against and against.p < SIGNIFICANT else ''}")
+    axes.axvline(result.outcome(UNSTEERED).accuracy.share, color=COLORS[5], linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_xlabel("right answers, with 95 % interval")
+    words = [
+        f"{label} {one.accuracy.share:.0%} ({one.accuracy.low:.0%} to {one.accuracy.high:.0%})"
+        for label, one in zip(labels, outcomes, strict=True)
+    ]
+    return to_svg(figure, name, f"Right answers to {result.n_items} items of {result.task}", "; ".join(words))
 
 
 @_in_style

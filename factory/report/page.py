@@ -83,7 +83,7 @@ class RejectedPair:
 
 @dataclass(frozen=True)
 class StyleSection:
-    """What the page says about one style."""
+    """What the page says about one style. ``forests``: a picture of each of its ``tasks``."""
 
     style: Style
     progress: StyleProgress
@@ -91,6 +91,7 @@ class StyleSection:
     evaluation: Evaluation | None
     tasks: list[TaskResult]
     figures: dict[str, Markup]
+    forests: list[Markup]
     answers: list[AnsweredQuestion]
     pairs: list[ShownPair]
     rejected: list[RejectedPair]
@@ -173,13 +174,17 @@ def _section(page: Page) -> StyleSection:
     content = page.store.read(page.vector_key)
     vector = SteeringVector.from_bytes(content, source=f"{style.name}.pt") if content else None
     evaluation = Evaluation.read(vector.metadata) if vector else None
+    tasks = read_tasks(vector.metadata) if vector else []
     return StyleSection(
         style=style,
         progress=progress_of(page),
         vector=vector,
         evaluation=evaluation,
-        tasks=read_tasks(vector.metadata) if vector else [],
+        tasks=tasks,
         figures=_figures(style.name, vector, evaluation) if vector else {},
+        forests=[
+            Markup(figures.forest_figure(f"{style.name}-task-{number}", task)) for number, task in enumerate(tasks, 1)
+        ],
         answers=side_by_side(page) if evaluation else [],
         pairs=_pairs(page, vector),
         rejected=_rejected(page, vector),

@@ -16,7 +16,7 @@ from pydantic import Field
 from factory.benchmark.item import Task
 from factory.benchmark.outcome import BASES
 from factory.errors import ConfigError
-from factory.evaluation.spec import EvaluationSpec
+from factory.evaluation.spec import MEAN, EvaluationSpec
 from factory.extraction.spec import ExtractionSpec
 from factory.frozen import Frozen
 from factory.learning.spec import Learning
@@ -87,7 +87,10 @@ class RunSpec(Frozen):
     @property
     def task_parts(self) -> list[TaskPart]:
         """The parts of a style's evaluation that ask for right answers; they follow all others."""
-        return [TaskPart(task, role) for task in self.tasks for role in BASES] if self.evaluation else []
+        if self.evaluation is None:
+            return []
+        parts = [TaskPart(task, role) for task in self.tasks for role in BASES]
+        return parts + [TaskPart(task, MEAN) for task in self.tasks if self.evaluation.mean]
 
     @property
     def n_parts(self) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from factory.benchmark.outcome import BASES, FEW_SHOT, Outcome, TaskResult
+from factory.benchmark.outcome import FEW_SHOT, WITH_MEAN, Outcome, TaskResult
+from factory.evaluation.spec import MEAN
 from factory.pairs.pair import ContrastivePair
 from factory.run.artifacts import batch_of
 from factory.run.ledger import Page
 from factory.run.spec import TaskPart
+from factory.steps.learn import mean_of
 
 if TYPE_CHECKING:
     from factory.benchmark.condition import Condition
@@ -25,17 +27,21 @@ def do_task(page: Page, part: TaskPart, target: Target, vector: SteeringVector) 
 
     spec = page.ledger.spec.evaluation
     budget = Budget(thought=spec.thinking_tokens if spec else 0)
-    return Bench(target, page.store, budget).examine(part.task, _condition(page, part, vector))
+    return Bench(target, page.store, budget).examine(part.task, _condition(page, part, target, vector))
 
 
-def _condition(page: Page, part: TaskPart, vector: SteeringVector) -> Condition:
-    from factory.benchmark.condition import baselines, steered
+def _condition(page: Page, part: TaskPart, target: Target, vector: SteeringVector) -> Condition:
+    from factory.benchmark.condition import Condition, baselines, steered
+    from factory.evaluation.examiner import Examiner
     from factory.evaluation.probe import apply_cell
     from factory.evaluation.verdict import choose_cell
 
     spec = page.ledger.spec.evaluation
     if spec is None:
         raise ValueError("a run without an evaluation has no tasks")
+    if part.role == MEAN:
+        examiner = Examiner(target, vector, page.style, spec, page.store, mean=mean_of(page))
+        return Condition(MEAN, MEAN, steering=examiner.mean_steering())
     shown = _examples(page) if part.role == FEW_SHOT else []
     steering = apply_cell(vector, choose_cell(page.evaluated().cells, spec).setting)
     conditions = [*baselines(page.style, shown), *steered(steering)]
@@ -51,4 +57,4 @@ def task_results(page: Page) -> list[TaskResult]:
     """What each task of a style's evaluation came to, every condition held against its bases."""
     from factory.benchmark.paired import task_result
 
-    return [task_result(task, page.outcomes(task), BASES) for task in page.ledger.spec.tasks]
+    return [task_result(task, page.outcomes(task), WITH_MEAN) for task in page.ledger.spec.tasks]
