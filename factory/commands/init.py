@@ -19,10 +19,11 @@ from factory.planning.specify import plan_teacher
 from factory.planning.supply import has_teacher
 from factory.run.spec import new_run_id
 from factory.target.download import BUILT_IN
-from factory.teacher.client import Payer, Teacher
+from factory.teacher.client import Teacher
 from factory.teacher.connection import open_client
 from factory.teacher.draft import ANSWER_TOKENS, ATTEMPTS, Draft, ask_for_draft, draft_prompt
 from factory.teacher.endpoint import endpoint_name
+from factory.teacher.replies import Payer
 from factory.teacher.spending import require_price, worst_case
 
 EXAMPLE = "Answers like a friendly teacher: one everyday example first, then the idea, then a check question"

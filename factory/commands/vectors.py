@@ -16,6 +16,7 @@ from factory.commands.options import json_option
 from factory.commands.tables import folded
 from factory.learning.description import describe_learning
 from factory.run.export import run_path
+from factory.vector.quality import Quality
 from factory.vector.recommendation import Recommendation
 
 
@@ -83,11 +84,11 @@ def _table(vector: Any, path: Path) -> Table:
     table.add_row("pairs", f"{known.get('pairs_used', '?')} used, {known.get('pairs_failed', 0)} failed")
     for kind in ("values", "keys"):
         table.add_row(f"norm of {kind}", f"{min(norms[kind]):.2f} to {max(norms[kind]):.2f} a layer")
-    quality = known.get("quality")
+    quality = Quality.read(known)
     if quality:
-        verdict = "enough pairs" if quality["enough_pairs"] else "more pairs would help"
-        table.add_row("split-half cosine", f"{quality['split_half_cosine']:.3f} ({verdict})")
-        table.add_row("pair agreement", f"mean cosine {quality['mean_pair_cosine']:.3f} with the vector")
+        verdict = "enough pairs" if quality.enough_pairs else "more pairs would help"
+        table.add_row("split-half cosine", f"{quality.split_half_cosine:.3f} ({verdict})")
+        table.add_row("pair agreement", f"mean cosine {quality.mean_pair_cosine:.3f} with the vector")
     best = Recommendation.read(known)
     if best:
         table.add_row("recommended", f"strength {best.strength:g}, {known.get('verdict', '')}".removesuffix(", "))

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from factory.errors import PairRejected
@@ -129,12 +129,12 @@ def read_states(
     return read_texts(texts, positions, target, layers, budget=batch_tokens, packed=packed)
 
 
-def describe_extraction(target: Target, recipe: Recipe, layers: Sequence[int]) -> dict[str, Any]:
+def describe_extraction(target: Target, recipe: Recipe, layers: Sequence[int]) -> dict[str, JsonValue]:
     """The ``extraction_config`` of a vector: all that decides its numbers beside the pairs.
 
     The day is part of it where the chat template writes one into every text.
     """
-    day = {"date": target.date} if target.chat.is_dated else {}
+    day: dict[str, JsonValue] = {"date": target.date} if target.chat.is_dated else {}
     return day | {
         "recipe": recipe.name,
         "n_shots": recipe.n_shots if recipe.name == "fewshot" else None,

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from factory.errors import ConfigError, PairRejected, UnknownRecipe
 from factory.pairs.pair import BATCH_SIZE, CIRCLE, N_SHOTS, ContrastivePair, cut_batches
@@ -41,10 +40,6 @@ class Recipe:
             raise UnknownRecipe(f"unknown recipe {self.name!r}: choose one of {', '.join(RECIPES)}")
         if self.n_shots < 1 or (self.n_tokens is not None and self.n_tokens < 1):
             raise ConfigError(f"recipe {self.name}: n_shots and n_tokens must be at least 1")
-
-    def to_json(self) -> dict[str, Any]:
-        """The recipe as plain data, for a file."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

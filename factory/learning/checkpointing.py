@@ -33,7 +33,7 @@ def held_bytes(target: Target, n_rows: int, n_tokens: int) -> int:
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     per_layer = (HIDDEN * config.hidden_size + INNER * inner) * target.model.dtype.itemsize
     per_token = target.n_layers * per_layer + 4 * config.vocab_size  # log-probabilities are float32
-    return n_rows * n_tokens * per_token
+    return int(n_rows * n_tokens * per_token)
 
 
 def bound_of(device: torch.device) -> int:

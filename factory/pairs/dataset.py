@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from factory.errors import ConfigError, DatasetError
 from factory.files import read_written
 from factory.pairs.pair import ContrastivePair
 
 
-def load_dataset(path: str | Path) -> tuple[dict[str, Any], list[ContrastivePair]]:
+def load_dataset(path: str | Path) -> tuple[dict[str, object], list[ContrastivePair]]:
     """Read a dataset's metadata and pairs.
 
     Raises:
@@ -22,7 +21,7 @@ def load_dataset(path: str | Path) -> tuple[dict[str, Any], list[ContrastivePair
     path = Path(path)
     # Not splitlines: JSON leaves line separators such as U+2028 unescaped inside a text.
     lines = read_written(path, "dataset", DatasetError).split("\n")
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, object] = {}
     pairs: dict[str, ContrastivePair] = {}
     for number, text in enumerate(lines, start=1):
         if not text.strip():
@@ -43,7 +42,7 @@ def load_dataset(path: str | Path) -> tuple[dict[str, Any], list[ContrastivePair
     return metadata, list(pairs.values())
 
 
-def _parse_line(text: str, where: str) -> dict[str, Any]:
+def _parse_line(text: str, where: str) -> dict[str, object]:
     try:
         line = json.loads(text)
     except json.JSONDecodeError as error:
@@ -62,7 +61,7 @@ def load_pairs(path: str | Path) -> list[ContrastivePair]:
     return load_dataset(path)[1]
 
 
-def format_dataset(pairs: Iterable[ContrastivePair], metadata: dict[str, Any]) -> str:
+def format_dataset(pairs: Iterable[ContrastivePair], metadata: Mapping[str, object]) -> str:
     """The text of a dataset file: the metadata line, then one line per pair."""
     pairs = list(pairs)
     head = {"type": "metadata", **metadata, "total_pairs": len(pairs)}
@@ -87,18 +86,23 @@ def extend_dataset(known: str, made: str) -> str:
     return "".join(line + "\n" for line in [_dump(metadata), *kept, *map(_dump, added)])
 
 
-def _dump(line: dict[str, Any]) -> str:
+def _dump(line: Mapping[str, object]) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-def _numbered_behind(known: list[dict[str, Any]], added: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _numbered_behind(
+    known: Sequence[Mapping[str, object]], added: Sequence[Mapping[str, object]]
+) -> Sequence[Mapping[str, object]]:
     """``added`` lines with batch numbers that no line of ``known`` has; those that share a batch still do."""
-    taken = {line["batch"] for line in known if line.get("batch") is not None}
-    theirs = dict.fromkeys(line["batch"] for line in added if line.get("batch") is not None)
+    taken, theirs = set(_batches_of(known)), list(dict.fromkeys(_batches_of(added)))
     if taken.isdisjoint(theirs):
         return added
-    numbers = {batch: max(taken) + 1 + at for at, batch in enumerate(theirs)}
-    return [line | {"batch": numbers[line["batch"]]} if line.get("batch") is not None else line for line in added]
+    numbers: dict[object, int] = {batch: max(taken) + 1 + at for at, batch in enumerate(theirs)}
+    return [{**line, "batch": numbers[line["batch"]]} if line.get("batch") in numbers else line for line in added]
+
+
+def _batches_of(lines: Iterable[Mapping[str, object]]) -> Iterable[int]:
+    return (batch for line in lines if isinstance(batch := line.get("batch"), int))
 
 
 def load_questions(path: str | Path) -> list[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from factory.files import sha256_of
 from factory.pairs.repeats import SAME_QUESTION, are_alike, plain_words, words_of
@@ -50,7 +49,7 @@ def find_hashed(held_out: Iterable[str], hashes: Collection[str]) -> list[str]:
     return [question for question in held_out if hash_question(question) in known]
 
 
-def asked_hashes(metadata: dict[str, Any]) -> list[str] | None:
+def asked_hashes(metadata: Mapping[str, object]) -> list[str] | None:
     """The hashes of the questions that a vector's pairs ask; None where its metadata do not say."""
     hashes = metadata.get(QUESTION_HASHES)
     return [str(part) for part in hashes] if isinstance(hashes, list) else None

@@ -9,7 +9,7 @@ written, nor what reads it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,31 +52,33 @@ class ContrastivePair:
         if not self.pair_id:
             object.__setattr__(self, "pair_id", make_pair_id(self.style, self.question))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The dataset line: the required fields first, in their documented order."""
-        line: dict[str, Any] = {name: getattr(self, name) for name in REQUIRED_FIELDS}
+        line: dict[str, object] = {name: getattr(self, name) for name in REQUIRED_FIELDS}
         if self.batch is not None:
             line["batch"] = self.batch
         return line | self.extra
 
     @classmethod
-    def from_json(cls, line: dict[str, Any]) -> ContrastivePair:
+    def from_json(cls, line: Mapping[str, object]) -> ContrastivePair:
         """The pair of one dataset line.
 
         Raises:
             ValueError: a field is missing or is not text.
         """
-        if type(line.get("pair_id")) is int:  # other builders number their pairs
-            line = line | {"pair_id": str(line["pair_id"])}
+        known: dict[str, str] = {}
         for name in REQUIRED_FIELDS:
             if name not in line:
                 raise ValueError(f"field {name!r} is missing")
-            if not isinstance(line[name], str):
-                raise ValueError(f"field {name!r} should be text, found {type(line[name]).__name__}")
+            text = line[name]
+            if name == "pair_id" and type(text) is int:
+                text = str(text)  # other builders number their pairs
+            if not isinstance(text, str):
+                raise ValueError(f"field {name!r} should be text, found {type(text).__name__}")
+            known[name] = text
         batch = line.get("batch")
         if batch is not None and (type(batch) is not int or batch < 0):
             raise ValueError(f"field 'batch' should be a whole number from 0, found {batch!r}")
-        known = {name: line[name] for name in REQUIRED_FIELDS}
         extra = {key: value for key, value in line.items() if key not in known and key != "batch"}
         return cls(**known, batch=batch, extra=extra)
 

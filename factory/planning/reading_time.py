@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 from factory.config import Settings
 from factory.errors import FactoryError, LayerError
@@ -23,7 +22,7 @@ from factory.extraction.spec import ExtractionSpec
 from factory.pairs.pair import CIRCLE, ContrastivePair
 from factory.run.ledger import Ledger, list_runs
 from factory.store import Store
-from factory.target.download import read_config
+from factory.target.download import LanguageConfig, read_config
 from factory.target.layers import parse_layers
 from factory.teacher.spending import likely_tokens
 
@@ -136,20 +135,23 @@ def count_parameters(spec: ExtractionSpec) -> tuple[float, str] | None:
     config = read_config(spec.target_model)
     if config:
         try:
-            layers = parse_layers(spec.target_layers, int(config["num_hidden_layers"]))
-            return _parameters_a_layer(config) * (layers[-1] + 1), f"layers 0 to {layers[-1]}"
-        except (KeyError, TypeError, ValueError, LayerError):
-            pass  # no configuration as we know them
+            layers = parse_layers(spec.target_layers, config.num_hidden_layers or 0)
+            a_layer = _parameters_a_layer(config)
+        except LayerError:
+            a_layer = None  # no configuration as we know them
+        if a_layer is not None:
+            return a_layer * (layers[-1] + 1), f"layers 0 to {layers[-1]}"
     named = re.search(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", spec.target_model.lower().rsplit("/", 1)[-1])
     if named is None:
         return None
     return float(named[1]) * (1e9 if named[2] == "b" else 1e6), "all of them, by its name"
 
 
-def _parameters_a_layer(config: dict[str, Any]) -> float:
-    """Of attention and of a gated feed-forward part."""
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    n_kv_heads = int(config.get("num_key_value_heads") or heads)
+def _parameters_a_layer(config: LanguageConfig) -> float | None:
+    """Of attention and of a gated feed-forward part; None where the configuration does not say."""
+    hidden, heads, shape = config.hidden_size, config.num_attention_heads, config.cache_shape
+    if hidden is None or heads is None or shape is None or config.intermediate_size is None:
+        return None
+    n_kv_heads, head_dim = shape
     attention = 2 * hidden * heads * head_dim + 2 * hidden * n_kv_heads * head_dim
-    return attention + 3 * hidden * int(config["intermediate_size"])
+    return attention + 3 * hidden * config.intermediate_size

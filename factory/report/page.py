@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import zip_longest
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
@@ -30,6 +29,7 @@ from factory.report.timing import time_phases, time_workers, timeline
 from factory.run.artifacts import batch_of
 from factory.run.ledger import Ledger, Page
 from factory.run.progress import StyleProgress, progress_of
+from factory.vector.quality import Quality
 from factory.vector.statistics import ENOUGH
 from factory.vector.vector import SteeringVector
 
@@ -116,9 +116,9 @@ class StyleSection:
         return setting.describe() if setting else ""
 
     @property
-    def quality(self) -> dict[str, Any]:
+    def quality(self) -> Quality | None:
         """The vector's figures of quality."""
-        return self.vector.metadata.get("quality", {}) if self.vector else {}
+        return Quality.read(self.vector.metadata) if self.vector else None
 
 
 def write_report(ledger: Ledger) -> str:
@@ -193,17 +193,17 @@ def _section(page: Page) -> StyleSection:
 
 
 def _figures(style: str, vector: SteeringVector, evaluation: Evaluation | None) -> dict[str, Markup]:
-    quality = vector.metadata.get("quality", {})
+    quality = Quality.read(vector.metadata)
     norms = vector.value_vector.norm(dim=2).tolist()  # [n_layers][n_kv_heads]
     chosen = evaluation.layers if evaluation else ()
     made = {"layers": figures.layers_figure(f"{style}-layers", norms, vector.layer_indices, chosen)}
     learned = vector.metadata.get("learning")
     if learned:
         made["learning"] = figures.learning_figure(f"{style}-learning", learned["curve"], learned["best_round"])
-    if quality.get("convergence"):
-        made["convergence"] = figures.convergence_figure(f"{style}-convergence", quality["convergence"], ENOUGH_HALVES)
-    if quality.get("pair_cosine_bins"):
-        made["agreement"] = figures.agreement_figure(f"{style}-agreement", quality["pair_cosine_bins"])
+    if quality and quality.convergence:
+        made["convergence"] = figures.convergence_figure(f"{style}-convergence", quality.convergence, ENOUGH_HALVES)
+    if quality and quality.pair_cosine_bins:
+        made["agreement"] = figures.agreement_figure(f"{style}-agreement", quality.pair_cosine_bins)
     if evaluation:
         baseline = evaluation.measured["unsteered"].share
         made["sweep"] = figures.sweep_figure(f"{style}-sweep", evaluation.cells, baseline)
@@ -250,8 +250,8 @@ def _pairs(page: Page, vector: SteeringVector | None) -> list[ShownPair]:
 
     Batches are read in order until there is no more to show.
     """
-    quality = vector.metadata.get("quality", {}) if vector else {}
-    outliers = {entry["pair_id"]: entry["cosine"] for entry in quality.get("outliers", [])}
+    quality = Quality.read(vector.metadata) if vector else None
+    outliers = {pair.pair_id: pair.cosine for pair in quality.outliers} if quality else {}
     first: list[ContrastivePair] = []
     usual: list[ContrastivePair] = []
     for batch in page.batches:

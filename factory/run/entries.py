@@ -5,9 +5,9 @@ On disk an entry is the JSON object of the fields that were given (docs/design.m
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from factory.frozen import Record
 
@@ -56,7 +56,7 @@ class Extracted(RunEntry):
     n_pairs: int
     reasons: dict[str, int] = Field(default_factory=dict)
     seconds: float | None = None
-    config: dict[str, Any] | None = None
+    config: dict[str, JsonValue] | None = None
     peak_memory_mib: int = 0
     unlearnable: tuple[str, ...] = ()
 

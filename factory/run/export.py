@@ -6,9 +6,10 @@ File formats: docs/format.md and docs/sam.md. This module reads finished styles 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from factory.config import OutputSettings
 from factory.errors import DatasetError, StoreError
@@ -17,6 +18,7 @@ from factory.pairs.dataset import dataset_path, extend_dataset
 from factory.pairs.styles import Style
 from factory.run.ledger import Page
 from factory.run.progress import progress_of
+from factory.vector.quality import Quality
 from factory.vector.recommendation import Recommendation
 
 INTERMEDIATE = "intermediate"  # folder under the output folder for the differences of single pairs
@@ -35,7 +37,7 @@ def run_path(vector: Path) -> Path:
     return vector.with_name(f"{vector.stem}_run.json")
 
 
-def _about_run(page: Page) -> dict[str, Any]:
+def _about_run(page: Page) -> Mapping[str, object]:
     progress = progress_of(page)
     return {
         "seconds_of_reading": round(sum(entry.seconds or 0.0 for entry in page.all_extracted()), 3),
@@ -46,9 +48,9 @@ def _about_run(page: Page) -> dict[str, Any]:
     }
 
 
-def sam_template(style: Style, vector: SteeringVector) -> dict[str, Any]:
+def sam_template(style: Style, vector: SteeringVector) -> Mapping[str, object]:
     """What SAM's prompt steerer reads about a style, with what is known of its vector."""
-    known, best = vector.metadata, Recommendation.read(vector.metadata)
+    known, best, quality = vector.metadata, Recommendation.read(vector.metadata), Quality.read(vector.metadata)
     return {
         "style_name": style.name,
         "description": style.description,
@@ -61,7 +63,7 @@ def sam_template(style: Style, vector: SteeringVector) -> dict[str, Any]:
             "model_name": vector.model_name,
             "layers": vector.layer_indices,
             "pairs_used": known.get("pairs_used"),
-            "split_half_cosine": known.get("quality", {}).get("split_half_cosine"),
+            "split_half_cosine": quality.split_half_cosine if quality else None,
             "recommended_strength": best.strength if best else None,
             "recommended_layers": list(best.layers) if best and best.layers else None,
             "recommended_positions": best.positions if best else None,

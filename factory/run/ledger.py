@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import JsonValue, ValidationError
 
@@ -164,7 +164,7 @@ class Page:
         self.name = name
         self.store = ledger.store
         self._seen: dict[tuple[Step, int], Record] = {}  # entries never change: each is read once
-        self._config: dict[str, Any] | None = None
+        self._config: dict[str, JsonValue] | None = None
 
     @property
     def style_run(self) -> StyleRun:
@@ -365,7 +365,7 @@ class Page:
 
     # ---- its chords, of which the ledger knows no more than their names
 
-    def open_chord(self, name: str, record: dict[str, Any]) -> None:
+    def open_chord(self, name: str, record: Mapping[str, object]) -> None:
         """Write down a chord before its first message is sent."""
         self.store.write_json(self.key(chord_file(name)), record)
         self.ledger.mark_open()

@@ -9,9 +9,8 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from factory.benchmark.item import Task
 from factory.benchmark.outcome import BASES
@@ -48,7 +47,7 @@ class StyleRun(Frozen):
     n_batches: int
     from_teacher: bool
     replaces_dataset: bool = False  # also of runs that older versions planned: their pairs join the file
-    dataset_metadata: dict[str, Any] = Field(default_factory=dict)
+    dataset_metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from factory.errors import StoreError, StyleFailed
 from factory.files import sha256_of
 from factory.log import log
@@ -145,4 +147,5 @@ def _origin(page: Page, extracted: Sequence[Extracted], dataset: WrittenDataset)
         "dataset_sha256": dataset.sha256,
         QUESTION_HASHES: dataset.question_hashes,
     }
-    return Origin(page.name, page.ledger.spec.extraction.target_model, config["target_layers"], config, metadata)
+    layers = TypeAdapter(list[int]).validate_python(config["target_layers"])
+    return Origin(page.name, page.ledger.spec.extraction.target_model, layers, config, metadata)

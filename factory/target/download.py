@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,38 @@ def _move_into_place(made: Path, folder: Path) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def read_config(name: str) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The sizes of a model's language part, as its ``config.json`` names them; None where it does not say."""
+
+    num_hidden_layers: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, object]) -> LanguageConfig:
+        """The sizes that ``content`` names."""
+        return cls(**{field.name: _whole_number(content.get(field.name)) for field in fields(cls)})
+
+    @property
+    def cache_shape(self) -> tuple[int, int] | None:
+        """``(n_kv_heads, head_dim)``, or None."""
+        heads = self.num_attention_heads
+        head_dim = self.head_dim or (self.hidden_size // heads if self.hidden_size and heads else None)
+        return (self.num_key_value_heads or heads, head_dim) if heads and head_dim else None
+
+
+def _whole_number(found: object) -> int | None:
+    try:
+        return int(str(found))
+    except ValueError:
+        return None
+
+
+def read_config(name: str) -> LanguageConfig | None:
     """The configuration of a target model's language part; None if it is not on this machine."""
     folder = cache_folder() / BUILT_IN if name == BUILT_IN else Path(name).expanduser()
     file = folder / "config.json"
@@ -109,17 +142,15 @@ def read_config(name: str) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        return dict(config.get("text_config", config))
+        return LanguageConfig.of(config.get("text_config", config))
     except (ValueError, TypeError, AttributeError):
         return None  # loading it will say what is wrong
 
 
 def count_layers(name: str) -> int | None:
     """How many layers a target model has, from its configuration alone; None if that is not on this machine."""
-    try:
-        return int((read_config(name) or {})["num_hidden_layers"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    config = read_config(name)
+    return config.num_hidden_layers if config else None
 
 
 def require_model(name: str) -> None:

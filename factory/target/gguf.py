@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -21,7 +20,7 @@ def check_gguf(path: Path, config: PreTrainedConfig) -> None:
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
-    header: dict[str, Any] = {name.partition(".")[2]: field for name, field in reader.fields.items()}
+    header = {name.partition(".")[2]: field for name, field in reader.fields.items()}
     kind = header.get("rope.scaling.type")
     scaling = str(kind.contents()) if kind is not None else ""
     learned = any(tensor.name.startswith("rope_f") for tensor in reader.tensors)

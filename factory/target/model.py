@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from factory.errors import TargetError
@@ -31,6 +31,9 @@ from factory.target.gguf import check_gguf
 from factory.target.kv import check_cache_support, reading_limits
 from factory.target.revision import folder_revision, revision_of
 from factory.target.rotation import Rotation
+
+if TYPE_CHECKING:
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
 @dataclass(frozen=True)
@@ -213,12 +216,12 @@ def load_target(
     """
     require_model(name)
     place = choose_device(device)
-    options: dict[str, Any] = {
+    options: LoadOptions = {
         "dtype": choose_dtype(dtype, place),
         "trust_remote_code": trust_remote_code,
         "attn_implementation": "sdpa",
     }
-    options |= _quantization(quantize, place)
+    options.update(_quantization(quantize, place))
     source, revision, files = _locate(name)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **files)
@@ -232,8 +235,9 @@ def load_target(
             options["config"] = config
         if files:
             check_gguf(Path(source) / files["gguf_file"], config)
+            options["gguf_file"] = files["gguf_file"]
         with _quiet_about_layers_left_out("config" in options):
-            model = _load_model(source, files | options)
+            model = _load_model(source, options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TargetError(
@@ -258,14 +262,27 @@ def _keep_a_cache(model: Any) -> None:
             config.use_cache = True
 
 
-def _load_model(source: str, options: dict[str, Any]) -> Any:
+class LoadOptions(TypedDict, total=False):
+    """What transformers is told when it loads a model."""
+
+    dtype: torch.dtype
+    trust_remote_code: bool
+    attn_implementation: str
+    config: PreTrainedConfig
+    gguf_file: str
+    quantization_config: QuantizationConfigMixin
+    device_map: dict[str, str]
+
+
+def _load_model(source: str, options: LoadOptions) -> Any:
     """The model with torch's fused attention, or with its own where it has no other (gpt-oss, GPT-J, BLOOM)."""
     try:
         return AutoModelForCausalLM.from_pretrained(source, **options)
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise
-    return AutoModelForCausalLM.from_pretrained(source, **options | {"attn_implementation": "eager"})
+    options["attn_implementation"] = "eager"
+    return AutoModelForCausalLM.from_pretrained(source, **options)
 
 
 @contextmanager
@@ -281,7 +298,7 @@ def _quiet_about_layers_left_out(are_left_out: bool) -> Iterator[None]:
         logger.setLevel(usual)
 
 
-def _quantization(quantize: str | None, device: str) -> dict[str, Any]:
+def _quantization(quantize: str | None, device: str) -> LoadOptions:
     if quantize is None:
         return {}
     if not device.startswith("cuda"):

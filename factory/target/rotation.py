@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ class WatchedCall:
 
     called: Callable[..., Any]
     arguments: tuple[Any, ...]
-    options: dict[str, Any]
+    options: Mapping[str, object]
     output: tuple[Tensor, ...]
 
     def again(self, replace: Callable[[Any], Any]) -> tuple[Tensor, ...]:
@@ -237,7 +237,7 @@ def _noting(function: Callable[..., Any], calls: list[WatchedCall]) -> Callable[
 
 @contextmanager
 def _noting_module(module: nn.Module, calls: list[WatchedCall]) -> Iterator[None]:
-    def note(called: nn.Module, arguments: Any, options: dict[str, Any], result: Any) -> None:
+    def note(called: nn.Module, arguments: Any, options: Mapping[str, object], result: Any) -> None:
         calls.append(WatchedCall(called, arguments, options, _tensors(result)))
 
     handle = module.register_forward_hook(note, with_kwargs=True)

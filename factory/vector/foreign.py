@@ -20,7 +20,7 @@ from torch import Tensor
 from factory.errors import VectorError
 from factory.files import sha256_of
 from factory.target.anatomy import KEYS_REFUSED
-from factory.target.download import read_config
+from factory.target.download import count_layers, read_config
 from factory.vector.vector import SteeringVector
 
 FROM_CACHE_STEERING = "cache-steering"
@@ -122,7 +122,7 @@ def _by_head(tensor: Tensor, model: str, path: Path) -> Tensor:
 
 
 def _check_shape(values: Tensor, layers: list[int], model: str, path: Path) -> None:
-    shape, n_layers = cache_shape(model), (read_config(model) or {}).get("num_hidden_layers")
+    shape, n_layers = cache_shape(model), count_layers(model)
     if shape is not None and tuple(values.shape[1:]) != shape:
         raise _misfit(path, list(values.shape[1:]), shape, model)
     if n_layers is not None and layers[-1] >= n_layers:
@@ -137,13 +137,8 @@ def _misfit(path: Path, found: list[int], shape: tuple[int, int], model: str) ->
 
 def cache_shape(model: str) -> tuple[int, int] | None:
     """``(n_kv_heads, head_dim)`` of a model, from its configuration alone; None if that is not on this machine."""
-    config = read_config(model) or {}
-    try:
-        n_heads = int(config["num_attention_heads"])
-        head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // n_heads)
-        return int(config.get("num_key_value_heads") or n_heads), head_dim
-    except (KeyError, TypeError, ValueError):
-        return None
+    config = read_config(model)
+    return config.cache_shape if config else None
 
 
 def _count_pairs(activations: object) -> dict[str, int]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+
+from pydantic import JsonValue
 
 from factory.errors import StyleFailed
 from factory.extraction.extract import Differences, Rejection
 from factory.extras import DISTRIBUTION
 from factory.log import log
 from factory.pairs.pair import CIRCLE
+from factory.vector.quality import KEY as QUALITY
 from factory.vector.statistics import FirstPass, SecondPass, summarize
 from factory.vector.vector import SteeringVector
 
@@ -23,8 +25,8 @@ class Origin:
     style: str
     model_name: str
     layers: list[int]
-    extraction_config: dict[str, Any]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    extraction_config: dict[str, JsonValue]
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 def reduce_differences(batches: Callable[[], Iterable[Differences]], origin: Origin) -> SteeringVector:
@@ -53,7 +55,7 @@ def reduce_differences(batches: Callable[[], Iterable[Differences]], origin: Ori
     for batch in batches():
         second.add(batch)
     used = first.total.count
-    counts = {
+    counts: dict[str, JsonValue] = {
         "total_pairs": used + len(rejected),
         "pairs_used": used,
         "pairs_failed": len(rejected),
@@ -62,16 +64,16 @@ def reduce_differences(batches: Callable[[], Iterable[Differences]], origin: Ori
         "model_revision": origin.extraction_config["model_revision"],
     }
     counts |= _fewer_examples(n_examples, origin)
-    metadata = {**origin.metadata, **counts, "quality": summarize(first, second)}
+    metadata = {**origin.metadata, **counts, QUALITY: summarize(first, second).to_json()}
     return SteeringVector(
         origin.style, keys, values, origin.layers, origin.model_name, metadata, origin.extraction_config
     )
 
 
-def _fewer_examples(found: list[int], origin: Origin) -> dict[str, Any]:
+def _fewer_examples(found: list[int], origin: Origin) -> dict[str, JsonValue]:
     """What few-shot texts had, where some had fewer examples than the recipe asks: said, and recorded."""
     asked = origin.extraction_config.get("n_shots")
-    if not found or asked is None or min(found) >= asked:
+    if not found or not isinstance(asked, int) or min(found) >= asked:
         return {}
     fewer = sum(count < asked for count in found)
     log.warning(

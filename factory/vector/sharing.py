@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -33,7 +32,7 @@ def _file_name(style: str) -> str:
 
 def model_card(vector: SteeringVector, file_name: str) -> str:
     """The card as Markdown, with the metadata that hubs read in front."""
-    known: dict[str, Any] = vector.metadata
+    known = vector.metadata
     head = {
         "base_model": vector.model_name,
         "library_name": "steering-vector-factory",

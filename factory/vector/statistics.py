@@ -9,13 +9,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from factory.errors import VectorError
 from factory.extraction.extract import Differences
+from factory.vector.quality import Outlier, Quality
 
 ENOUGH = 0.95  # reliability of the mean from which more pairs hardly change it
 N_OUTLIERS = 5
@@ -99,33 +99,33 @@ class SecondPass:
             if len(self.worst) > N_OUTLIERS:
                 heapq.heappop(self.worst)
 
-    def outliers(self) -> list[dict[str, Any]]:
+    def outliers(self) -> tuple[Outlier, ...]:
         """The pairs that agree least with the mean, the worst first."""
         ordered = sorted((-negated, pair_id) for negated, pair_id in self.worst)
-        return [{"pair_id": pair_id, "cosine": round(agreement, 4)} for agreement, pair_id in ordered]
+        return tuple(Outlier(pair_id=pair_id, cosine=round(agreement, 4)) for agreement, pair_id in ordered)
 
 
-def summarize(first: FirstPass, second: SecondPass) -> dict[str, Any]:
-    """The figures of both passes as plain data for a vector's metadata."""
+def summarize(first: FirstPass, second: SecondPass) -> Quality:
+    """The figures of both passes."""
     mean_keys, mean_values = first.total.mean()
     split_half = first.split_half()
     reliable = reliability(split_half)
-    return {
-        "value_norms": _rounded(mean_values.flatten(1).norm(dim=1)),
-        "key_norms": _rounded(mean_keys.flatten(1).norm(dim=1)),
-        "standard_errors": _rounded(first.standard_error()),
-        "split_half_cosine": round(split_half, 6),
-        "reliability": round(reliable, 6),
-        "enough_pairs": reliable >= ENOUGH,
-        "convergence": [[count, round(agreement, 6)] for count, agreement in first.convergence],
-        "mean_pair_cosine": round(second.total / max(1, second.count), 6),
-        "pair_cosine_bins": second.bins,
-        "outliers": second.outliers(),
-    }
+    return Quality(
+        value_norms=_rounded(mean_values.flatten(1).norm(dim=1)),
+        key_norms=_rounded(mean_keys.flatten(1).norm(dim=1)),
+        standard_errors=_rounded(first.standard_error()),
+        split_half_cosine=round(split_half, 6),
+        reliability=round(reliable, 6),
+        enough_pairs=reliable >= ENOUGH,
+        convergence=tuple((count, round(agreement, 6)) for count, agreement in first.convergence),
+        mean_pair_cosine=round(second.total / max(1, second.count), 6),
+        pair_cosine_bins=tuple(second.bins),
+        outliers=second.outliers(),
+    )
 
 
-def _rounded(numbers: Tensor) -> list[float]:
-    return [round(float(number), 6) for number in numbers]
+def _rounded(numbers: Tensor) -> tuple[float, ...]:
+    return tuple(round(float(number), 6) for number in numbers)
 
 
 @dataclass

@@ -8,7 +8,7 @@ few); generation starts from the neutral token. Nothing happens during decoding.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +51,10 @@ class Steering(Setting):
         signature = inspect.signature(read)
 
         def forward(*given: Any, **named: Any) -> Any:
-            call = signature.bind(*given, **named).arguments
-            arguments = {**call, **call.pop("kwargs", {})}
-            return _prefill_steered(read, target, arguments, self) if _is_prefill(arguments) else read(**arguments)
+            arguments = signature.bind(*given, **named).arguments
+            arguments = {**arguments, **arguments.pop("kwargs", {})}
+            call = ForwardCall.of(arguments)
+            return call.steered(read, target, self) if call.is_prefill else read(**arguments)
 
         model.forward = forward
         try:
@@ -65,38 +66,54 @@ class Steering(Setting):
                 model.forward = hidden
 
 
-def _is_prefill(arguments: dict[str, Any]) -> bool:
-    """Whether a forward pass reads a prompt into an empty cache."""
-    if arguments.get("use_cache") is False:
-        raise VectorError("a vector is added to the KV cache, and this forward pass keeps none: pass use_cache=True")
-    cache = arguments.get("past_key_values")
-    ids = arguments.get("input_ids")
-    return (cache is None or cache.get_seq_length() == 0) and ids is not None and ids.shape[1] > 1
+CACHED = ("input_ids", "attention_mask", "position_ids", "past_key_values")  # arguments of a forward pass
 
 
-def _prefill_steered(read: Any, target: Target, arguments: dict[str, Any], steering: Steering) -> Any:
-    """Read all but the prompt's last token, add the vector to the cache, read the last token."""
-    ids = arguments["input_ids"]  # [batch, longest]
-    mask = arguments.get("attention_mask")
-    if mask is None:
-        mask = torch.ones_like(ids)
-    if mask.dim() != 2:
-        raise VectorError(f"attention_mask should be [batch, longest] to steer, found {list(mask.shape)}")
-    positions = arguments.get("position_ids")
-    if positions is None:
-        positions = positions_of(mask)
-    cache = arguments.get("past_key_values")
-    shared = {
-        name: value
-        for name, value in arguments.items()
-        if name not in ("input_ids", "attention_mask", "position_ids", "past_key_values", "cache_position", "use_cache")
-    }
-    shared |= {"past_key_values": new_cache(target.model) if cache is None else cache, "use_cache": True}
-    before = read(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], **shared)
-    add_vector(target, shared["past_key_values"], positions[:, :-1].expand(len(ids), -1), steering)
-    output = read(input_ids=ids[:, -1:], attention_mask=mask, position_ids=positions[:, -1:], **shared)
-    output.last_hidden_state = torch.cat([before.last_hidden_state, output.last_hidden_state], dim=1)
-    return output
+@dataclass(frozen=True)
+class ForwardCall:
+    """The arguments of one forward pass of a model; ``others`` are those that steering leaves as they are."""
+
+    ids: Tensor | None  # [batch, longest]
+    mask: Tensor | None
+    positions: Tensor | None
+    cache: Any
+    others: Mapping[str, object]
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> ForwardCall:
+        """The call with these arguments, by transformers' names.
+
+        Raises:
+            VectorError: it keeps no cache.
+        """
+        if arguments.get("use_cache") is False:
+            raise VectorError(
+                "a vector is added to the KV cache, and this forward pass keeps none: pass use_cache=True"
+            )
+        ids, mask, positions, cache = map(arguments.get, CACHED)
+        others = {k: value for k, value in arguments.items() if k not in (*CACHED, "cache_position", "use_cache")}
+        return cls(ids, mask, positions, cache, others)
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether it reads a prompt into an empty cache."""
+        is_empty = self.cache is None or self.cache.get_seq_length() == 0
+        return is_empty and self.ids is not None and self.ids.shape[1] > 1
+
+    def steered(self, read: Callable[..., Any], target: Target, steering: Steering) -> Any:
+        """Read all but the prompt's last token, add the vector to the cache, read the last token."""
+        assert self.ids is not None
+        ids, mask = self.ids, torch.ones_like(self.ids) if self.mask is None else self.mask
+        if mask.dim() != 2:
+            raise VectorError(f"attention_mask should be [batch, longest] to steer, found {list(mask.shape)}")
+        positions = positions_of(mask) if self.positions is None else self.positions
+        cache = new_cache(target.model) if self.cache is None else self.cache
+        shared = {**self.others, "past_key_values": cache, "use_cache": True}
+        before = read(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], **shared)
+        add_vector(target, cache, positions[:, :-1].expand(len(ids), -1), steering)
+        output = read(input_ids=ids[:, -1:], attention_mask=mask, position_ids=positions[:, -1:], **shared)
+        output.last_hidden_state = torch.cat([before.last_hidden_state, output.last_hidden_state], dim=1)
+        return output
 
 
 def as_messages(prompt: str | Sequence[Message], system: str | None = None) -> list[Message]:
@@ -150,7 +167,7 @@ def generate_batch(
         return [generate_batch(target, [messages], **alone)[0] for messages in conversations]
     ids, mask = left_padded(target, prompts)
     cache = steered_cache(target, ids, mask, steering)
-    options: dict[str, Any] = {"do_sample": False, "pad_token_id": _pad_id(target)} | sampling
+    options = {"do_sample": False, "pad_token_id": _pad_id(target)} | sampling
     model: Any = target.model
     with target.lock:
         output = model.generate(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -234,14 +234,13 @@ def _read_pt(raw: bytes) -> Any:
     return torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
 
 
-def _read_safetensors(raw: bytes) -> dict[str, Any]:
+def _read_safetensors(raw: bytes) -> Any:
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])["__metadata__"]
-    rest: dict[str, Any] = json.loads(header[HEADER])
-    return load_safetensors(raw) | rest
+    return {**load_safetensors(raw), **json.loads(header[HEADER])}
 
 
-def _check_types(content: dict[str, Any], source: str) -> None:
+def _check_types(content: Mapping[str, object], source: str) -> None:
     version = content["format_version"]
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise VectorError(
@@ -252,10 +251,11 @@ def _check_types(content: dict[str, Any], source: str) -> None:
             found = type(content[name]).__name__
             raise VectorError(f"{source!r} is not a steering vector: {name} should be {kind.__name__}, found {found}")
     for name in ("style_name", "model_name"):
-        if not content[name] or len(content[name]) > LONGEST_NAME or not content[name].isprintable():
+        text = str(content[name])
+        if not 0 < len(text) <= LONGEST_NAME or not text.isprintable():
             raise VectorError(
                 f"{source!r} is not a steering vector: {name} should be one line of 1 to {LONGEST_NAME} characters, "
-                f"found {content[name][:60]!r}"
+                f"found {text[:60]!r}"
             )
     for name in ("key_vector", "value_vector"):
         tensor = content[name]
