@@ -26,6 +26,7 @@ from tests.endpoint import Endpoint
 
 ROOT = Path(__file__).parents[2]
 VISIBILITY = 4  # s
+LONG_VISIBILITY = 12  # s, where a task does more than read: nine tenths of it are what a task may take
 GUARD = 2.5  # s
 CALLS = 4  # teacher calls in flight
 FAILURES = (500, 503, 429, 0)  # 0: the connection is lost without an answer
@@ -82,6 +83,7 @@ class Cluster:
             "EVALUATION__PROBE_LIMIT": "2",
             "EVALUATION__CELLS": "2",
             "EVALUATION__MAX_NEW_TOKENS": "8",
+            "VISIBILITY_TIMEOUT": str(LONG_VISIBILITY),
         }
 
     def learn(self) -> None:
@@ -91,6 +93,7 @@ class Cluster:
             "LEARNING__PAIRS_PER_PART": "2",
             "LEARNING__RESPONSE_TOKENS": "4",
             "LEARNING__VALIDATE_EVERY": "3",
+            "VISIBILITY_TIMEOUT": str(LONG_VISIBILITY),
         }
 
     def await_round(self, number: int) -> None:

@@ -27,7 +27,7 @@ def hold(rows):
     for row in rows:
         seeds = row["seeds"]
         kept = {name: row[name] for name in ("completed", "body_once", "pairs_right", "bit_equal", "paid_right")}
-        assert kept == dict.fromkeys(kept, seeds), row
+        assert kept == dict.fromkeys(kept, seeds), f"{row['fault']}: {row['errors'] or kept}"
 
 
 def test_a_run_survives_what_plain_chords_do_not_and_gives_the_same_bytes():
@@ -44,9 +44,9 @@ def test_a_run_survives_what_plain_chords_do_not_and_gives_the_same_bytes():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_every_fault_is_survived_with_three_seeds():
-    rows = break_things("--seeds", "3", "--first", "1000", timeout=1180)
+@pytest.mark.timeout(600)
+def test_every_fault_is_survived():
+    rows = break_things("--seeds", "1", "--first", "1000", timeout=580)
     assert [row["fault"] for row in rows] == ALL
     hold(rows)
 
