@@ -107,10 +107,10 @@ def test_a_bucket_is_a_folder_too(s3, target, tmp_path, monkeypatch):
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
     files = fsspec.filesystem("s3", skip_instance_cache=True)
-    put(files, "factory/vectors/calm.pt", named_vector(target, "calm", 1), tmp_path)
-    put(files, "factory/runs/20261123-155231-abbd/bold/vector.pt", named_vector(target, "bold", 2), tmp_path)
-    found = VectorLibrary(["s3://factory/vectors", "s3://factory/runs"])
+    put(files, "factory/served/vectors/calm.pt", named_vector(target, "calm", 1), tmp_path)
+    put(files, "factory/served/runs/20261123-155231-abbd/bold/vector.pt", named_vector(target, "bold", 2), tmp_path)
+    found = VectorLibrary(["s3://factory/served/vectors", "s3://factory/served/runs"])
     assert set(found.vectors) == {"calm", "bold"}
-    put(files, "factory/vectors/calm.pt", named_vector(target, "calm", 7, recommended_strength=4.0), tmp_path)
+    put(files, "factory/served/vectors/calm.pt", named_vector(target, "calm", 7, recommended_strength=4.0), tmp_path)
     found.reload()
     assert strengths(found)["calm"] == 4.0
