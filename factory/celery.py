@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,16 @@ app.steps["worker"].add(Departure)
 
 
 @celeryd_init.connect
-def fit_to_queues(conf: Any, options: dict[str, Any], **_: Any) -> None:
+def fit_to_queues(conf: Any, options: Mapping[str, object], **_: Any) -> None:
     """Without ``-c``, take as many tasks at a time as the narrowest of the worker's queues bears."""
-    queues = options.get("queues") or list(CONCURRENCY)
-    names = queues.split(",") if isinstance(queues, str) else list(queues)
+    queues: Any = options.get("queues") or list(CONCURRENCY)
+    names = queues.split(",") if isinstance(queues, str) else queues
     unknown = [name for name in names if name not in CONCURRENCY and not name.startswith("gpu.")]
     if unknown:
         sys.exit(f"factory: no queue {', '.join(unknown)}: there are {', '.join(CONCURRENCY)} and gpu.<model>")
     conf.worker_concurrency = min(CONCURRENCY.get(name.split(".")[0], 1) for name in names)
     chosen = options.get("concurrency") or conf.worker_concurrency
-    crowded = int(chosen) > 1 or bool(options.get("autoscale"))
+    crowded = int(str(chosen)) > 1 or bool(options.get("autoscale"))
     if crowded and any(name.split(".")[0] == "gpu" for name in names):
         sys.exit("factory: a worker's one target model does one task at a time: leave -c out, and start more workers")
     how = "chosen by -c" if options.get("concurrency") else "fits the queues; -c changes it"
@@ -82,7 +83,7 @@ def fit_to_queues(conf: Any, options: dict[str, Any], **_: Any) -> None:
 
 
 @before_task_publish.connect
-def stamp(headers: dict[str, Any], **_: Any) -> None:
+def stamp(headers: dict[str, object], **_: Any) -> None:
     """Write into each message when it was sent, so that a queue's age can be told; arguments stay out of events."""
     headers.setdefault("sent_at", time.time())
 

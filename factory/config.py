@@ -318,7 +318,7 @@ class Configuration:
 def load_configuration(
     path: str | Path | None = None,
     *,
-    flags: Mapping[str, Any] | None = None,
+    flags: Mapping[str, object] | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Configuration:
     """Read the configuration: defaults, then the file, then ``FACTORY_*``, then flags.
@@ -330,7 +330,7 @@ def load_configuration(
     Raises:
         ConfigError: missing file, unknown key (names the nearest), wrong type.
     """
-    merged: dict[str, Any] = {}
+    merged: dict[str, object] = {}
     origins: dict[str, str] = {}
     file = _find_file(path or environment.get("FACTORY_CONFIG"))
     sources = [_file_layer(file) if file else [], _environment_layer(environment)]
@@ -369,7 +369,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
     return load_configuration(path).settings
 
 
-Layer = list[tuple[str, tuple[str, ...], Any]]
+Layer = list[tuple[str, tuple[str, ...], object]]
 
 
 def _find_file(path: str | Path | None) -> Path | None:
@@ -388,13 +388,13 @@ def _file_layer(file: Path) -> Layer:
     return [(str(file), keys, value) for keys, value in _flatten(content or {})]
 
 
-def _flag_layer(flags: Mapping[str, Any]) -> Layer:
+def _flag_layer(flags: Mapping[str, object]) -> Layer:
     keys = {key: tuple(key.split(".")) for key in flags}
     return [("flag --" + keys[key][-1].replace("_", "-"), keys[key], value) for key, value in flags.items()]
 
 
-def _flatten(content: dict[str, Any]) -> list[tuple[tuple[str, ...], Any]]:
-    flat: list[tuple[tuple[str, ...], Any]] = []
+def _flatten(content: Mapping[str, object]) -> list[tuple[tuple[str, ...], object]]:
+    flat: list[tuple[tuple[str, ...], object]] = []
     for key, value in content.items():
         if key in SECTIONS and isinstance(value, dict):
             flat += [((str(key), str(inner)), setting) for inner, setting in value.items()]
@@ -432,22 +432,23 @@ def _as_text(text: str) -> str | None:
     return None if text in ("", "null") else text
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str) -> object:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
 
 
-def _set(merged: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+def _set(merged: dict[str, object], keys: tuple[str, ...], value: object) -> None:
     for key in keys[:-1]:
-        if not isinstance(merged.get(key), dict):  # a section wins over a value of its name, which is none
-            merged[key] = {}
-        merged = merged[key]
+        section = merged.get(key)
+        if not isinstance(section, dict):  # a section wins over a value of its name, which is none
+            section = merged[key] = {}
+        merged = section
     merged[keys[-1]] = value
 
 
-def _validate(merged: dict[str, Any], origins: Mapping[str, str]) -> Settings:
+def _validate(merged: Mapping[str, object], origins: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import redis
 
@@ -54,7 +54,34 @@ def _sent_at(raw: bytes | None) -> float | None:
     return float(sent) if sent else None
 
 
-def messages_in_hand(client: Any) -> Iterator[tuple[bytes, dict[str, Any], str]]:
+class Delivery(TypedDict):
+    """Whether a message comes again."""
+
+    redelivered: NotRequired[bool]
+
+
+class Properties(TypedDict):
+    """What kombu says of a message."""
+
+    delivery_info: Delivery
+
+
+class Headers(TypedDict):
+    """What Celery says of a task, and when it was sent."""
+
+    id: str
+    sent_at: NotRequired[float]
+    redelivered: NotRequired[bool]
+
+
+class QueuedMessage(TypedDict):
+    """A task's message as it lies in the broker: of it, what is read or written here. All else goes along."""
+
+    headers: Headers
+    properties: Properties
+
+
+def messages_in_hand(client: Any) -> Iterator[tuple[bytes, QueuedMessage, str]]:
     """Messages that workers took and have not done yet: tag, message, routing key."""
     for tag, raw in client.hscan_iter(UNACKED, count=PAGE):
         message, _, routing_key = json.loads(raw)

@@ -49,9 +49,9 @@ def check_broker(url: str) -> list[Finding]:
     old = tuple(int(part) for part in version.split(".")[:2]) < OLDEST_BROKER
     findings = [
         Finding("broker", "warning" if old else "good", f"{name} {version}", "use 6.2 or newer" if old else ""),
-        _persistence(info),
+        _persistence(keeps_log=bool(info.get("aof_enabled"))),
         _eviction(client),
-        _memory(info),
+        _memory(int(info["used_memory"]), int(info.get("maxmemory", 0))),
     ]
     skew = abs(seconds + microseconds / 1e6 - (before + time.time()) / 2)
     late = skew > SKEW
@@ -60,8 +60,8 @@ def check_broker(url: str) -> list[Finding]:
     return findings
 
 
-def _persistence(info: dict[str, Any]) -> Finding:
-    if info.get("aof_enabled"):
+def _persistence(*, keeps_log: bool) -> Finding:
+    if keeps_log:
         return Finding("persistence", "good", "append-only file")
     advice = "set 'appendonly yes': the guard rebuilds a run after a loss, but that takes time"
     return Finding("persistence", "warning", "no append-only file", advice)
@@ -77,8 +77,8 @@ def _eviction(client: Any) -> Finding:
     return Finding("eviction", "bad", policy, "set maxmemory-policy to noeviction: any other throws messages away")
 
 
-def _memory(info: dict[str, Any]) -> Finding:
-    used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
+def _memory(used: int, most: int) -> Finding:
+    """Bytes that the broker uses, of ``most`` (0: no limit)."""
     found = f"{used / 2**20:.0f} MiB used" + (f" of {most / 2**20:.0f}" if most else ", no limit")
     full = bool(most) and used > 0.9 * most
     return Finding("broker memory", "bad" if full else "good", found, "raise maxmemory" if full else "")

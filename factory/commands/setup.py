@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -50,18 +50,18 @@ def config(config_file: Path | None, as_json: bool) -> int:
     return 0
 
 
-def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
+def _flatten(settings: Mapping[str, object]) -> dict[str, object]:
     """Sections as dotted keys; a secret in a URL is never shown."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in settings.items():
-        if key in SECTIONS:
+        if key in SECTIONS and isinstance(value, dict):
             flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
         else:
-            flat[key] = _without_password(value) if key in ("broker_url", "store") else value
+            flat[key] = _without_password(value) if key in ("broker_url", "store") and isinstance(value, str) else value
     return flat
 
 
-def _without_password(url: str | None) -> str | None:
+def _without_password(url: str) -> str:
     from kombu.utils.url import sanitize_url
 
-    return str(sanitize_url(url)) if url else url
+    return str(sanitize_url(url))

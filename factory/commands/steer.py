@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -115,7 +115,7 @@ def _prompts(given: Sequence[str], *, interactive: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def _side_by_side(console: Console, prompt: str, answers: dict[str, Any]) -> None:
+def _side_by_side(console: Console, prompt: str, answers: Mapping[str, str]) -> None:
     console.print()
     console.print(Text(prompt, style="bold"), soft_wrap=not console.is_terminal)
     if not console.is_terminal or console.width < ROOM:

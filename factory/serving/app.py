@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -25,7 +25,7 @@ from factory.serving.entry import RequestError, error_body
 from factory.serving.figures import Figures
 from factory.serving.guard import RequestGuard
 from factory.serving.library import VectorLibrary
-from factory.serving.reply import AnswerSoFar, ReplyWriter
+from factory.serving.reply import AnswerSoFar, ReplyWriter, as_json
 from factory.serving.request import (
     DEFAULT_MAX_TOKENS,
     ChatRequest,
@@ -52,6 +52,15 @@ class RequestLimits:
 
     max_body: int = 1 << 20
     max_context: int = 4096
+
+
+class ListedVector(TypedDict):
+    """A vector in ``GET /v1/vectors``: its layers, the strength recommended for it, and its style's markers."""
+
+    name: str
+    layers: list[int]
+    strength: float
+    markers: list[str]
 
 
 @dataclass
@@ -102,14 +111,14 @@ class Server:
         self.figures.queue.set(len(self.engine.waiting))
         return Response(generate_latest(self.figures.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def _described(self) -> list[dict[str, Any]]:
+    def _described(self) -> list[ListedVector]:
         return [
-            {
-                "name": name,
-                "layers": vector.layer_indices,
-                "strength": Setting.recommended(vector).strength,
-                "markers": list(self.markers_of(vector.style_name)),
-            }
+            ListedVector(
+                name=name,
+                layers=vector.layer_indices,
+                strength=Setting.recommended(vector).strength,
+                markers=list(self.markers_of(vector.style_name)),
+            )
             for name, vector in self.library.vectors.items()
         ]
 
@@ -138,7 +147,7 @@ class Server:
                 status = 499  # the client left: nobody reads this
                 return Response(status_code=status)
             status = 200
-            return JSONResponse(reply.whole(answers))
+            return JSONResponse(as_json(reply.whole(answers)))
         except Exception as error:
             response = _as_response(error)
             status = response.status_code
@@ -249,12 +258,12 @@ class OpenRequest:
             for index in range(len(self.answers)):
                 opening = reply.first(index)
                 if opening:
-                    yield _event(opening)
+                    yield _event(as_json(opening))
             async for piece in pieces:
                 if piece.text or piece.reason:
-                    yield _event(reply.piece(piece.index, piece.text, piece.reason))
+                    yield _event(as_json(reply.piece(piece.index, piece.text, piece.reason)))
             if with_usage:
-                yield _event(reply.last(self.answers))
+                yield _event(as_json(reply.last(self.answers)))
             yield "data: [DONE]\n\n"
         except EngineFailed as error:
             yield _event(error_body(str(error), "server_error"))
@@ -263,7 +272,7 @@ class OpenRequest:
             await pieces.aclose()  # type: ignore[attr-defined]
 
 
-def _event(content: dict[str, Any]) -> str:
+def _event(content: Mapping[str, object]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 

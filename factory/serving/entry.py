@@ -6,7 +6,7 @@ Every engine reads it by this module, which loads no model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -31,7 +31,9 @@ class RequestError(FactoryError):
         self.code = code
 
 
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_body(
+    message: str, kind: str, param: str | None = None, code: str | None = None
+) -> dict[str, dict[str, str | None]]:
     """An error as OpenAI writes it."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 

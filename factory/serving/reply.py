@@ -13,6 +13,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from openai.types.chat.chat_completion import Choice as ChatChoice
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from pydantic import BaseModel, JsonValue
 
 from factory.serving.engine import Reason
 
@@ -36,60 +37,88 @@ class ReplyWriter:
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answers: Sequence[AnswerSoFar]) -> dict[str, Any]:
+    @property
+    def id(self) -> str:
+        """The reply's name, the same in each event of a stream."""
+        return f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.name}"
+
+    def whole(self, answers: Sequence[AnswerSoFar]) -> ChatCompletion | Completion:
         """The reply without ``stream``."""
-        usage = self.usage(answers)
         if not self.is_chat:
-            choices = [
+            texts = [
                 CompletionChoice(index=index, text=answer.text, finish_reason=answer.reason or "stop", logprobs=None)
                 for index, answer in enumerate(answers)
             ]
-            completion = Completion(**self._head("text_completion"), choices=choices, usage=usage)
-            return completion.model_dump(mode="json", exclude_unset=True)
-        chat = ChatCompletion(
-            **self._head("chat.completion"),
-            choices=[
-                ChatChoice(
-                    index=index,
-                    message=ChatCompletionMessage(role="assistant", content=answer.text, refusal=None),
-                    finish_reason=answer.reason or "stop",
-                    logprobs=None,
-                )
-                for index, answer in enumerate(answers)
-            ],
-            usage=usage,
+            return self._completion(texts, self.usage(answers))
+        choices = [
+            ChatChoice(
+                index=index,
+                message=ChatCompletionMessage(role="assistant", content=answer.text, refusal=None),
+                finish_reason=answer.reason or "stop",
+                logprobs=None,
+            )
+            for index, answer in enumerate(answers)
+        ]
+        return ChatCompletion(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            object="chat.completion",
+            choices=choices,
+            usage=self.usage(answers),
         )
-        return chat.model_dump(mode="json", exclude_unset=True)
 
-    def first(self, index: int) -> dict[str, Any] | None:
+    def first(self, index: int) -> ChatCompletionChunk | None:
         """The event that opens answer ``index`` of a stream, if there is one."""
         return self._chunk(index, ChoiceDelta(role="assistant", content=""), None) if self.is_chat else None
 
-    def piece(self, index: int, text: str, reason: Reason | None) -> dict[str, Any]:
+    def piece(self, index: int, text: str, reason: Reason | None) -> ChatCompletionChunk | Completion:
         """The event with more of answer ``index``."""
         if self.is_chat:
             return self._chunk(index, ChoiceDelta(content=text) if text else ChoiceDelta(), reason)
         # An open answer has no reason yet, which the type does not foresee.
         open_reason: Any = reason
         choice = CompletionChoice.model_construct(index=index, text=text, finish_reason=open_reason, logprobs=None)
-        completion = Completion.model_construct(**self._head("text_completion"), choices=[choice])
-        return completion.model_dump(mode="json", exclude_unset=True, warnings=False)
+        return Completion.model_construct(
+            id=self.id, created=self.created, model=self.model, object="text_completion", choices=[choice]
+        )
 
-    def last(self, answers: Sequence[AnswerSoFar]) -> dict[str, Any]:
+    def last(self, answers: Sequence[AnswerSoFar]) -> ChatCompletionChunk | Completion:
         """The event with the usage, for who asked for it."""
-        kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        return {**self._head(kind), "choices": [], "usage": self.usage(answers).model_dump(exclude_unset=True)}
+        usage = self.usage(answers)
+        if not self.is_chat:
+            return self._completion([], usage)
+        return ChatCompletionChunk(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            object="chat.completion.chunk",
+            choices=[],
+            usage=usage,
+        )
 
     def usage(self, answers: Sequence[AnswerSoFar]) -> CompletionUsage:
         """Tokens of the prompt, the neutral one included, and of the answers, their ends included."""
         made = sum(answer.n_tokens for answer in answers)
         return CompletionUsage(prompt_tokens=self.n_prompt, completion_tokens=made, total_tokens=self.n_prompt + made)
 
-    def _head(self, kind: Any) -> dict[str, Any]:
-        prefix = "chatcmpl" if self.is_chat else "cmpl"
-        return {"id": f"{prefix}-{self.name}", "created": self.created, "model": self.model, "object": kind}
+    def _completion(self, choices: list[CompletionChoice], usage: CompletionUsage) -> Completion:
+        return Completion(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            object="text_completion",
+            choices=choices,
+            usage=usage,
+        )
 
-    def _chunk(self, index: int, delta: ChoiceDelta, reason: Reason | None) -> dict[str, Any]:
+    def _chunk(self, index: int, delta: ChoiceDelta, reason: Reason | None) -> ChatCompletionChunk:
         choice = ChunkChoice(index=index, delta=delta, finish_reason=reason, logprobs=None)
-        chunk = ChatCompletionChunk(**self._head("chat.completion.chunk"), choices=[choice])
-        return chunk.model_dump(mode="json", exclude_unset=True)
+        return ChatCompletionChunk(
+            id=self.id, created=self.created, model=self.model, object="chat.completion.chunk", choices=[choice]
+        )
+
+
+def as_json(reply: BaseModel) -> dict[str, JsonValue]:
+    """A reply or an event as it is sent: the fields that were given."""
+    return reply.model_dump(mode="json", exclude_unset=True, warnings=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,8 +20,27 @@ RUN_NAME = re.compile(r"\d{8}-\d{6}-\w+")  # begins with the time, so that names
 RUNS_LOOKED_AT = 16  # of a store: the latest
 VECTOR_IN_RUN = "vector.pt"
 
-Stamp = tuple[Any, ...]
-Entry = dict[str, Any]  # what fsspec knows of a file
+Stamp = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or a folder as its file system tells of it; ``stamp`` is another when its content is."""
+
+    name: str
+    is_folder: bool
+    stamp: Stamp
+
+    @classmethod
+    def of(cls, info: Mapping[str, object]) -> Entry:
+        """What fsspec knows of it: file systems have different names for when a file changed."""
+        changed = info.get("mtime") or info.get("ETag") or info.get("LastModified") or info.get("created")
+        return cls(str(info["name"]), info["type"] == "directory", (info.get("size"), str(changed)))
+
+    @property
+    def stem(self) -> str:
+        """Its path without the ending."""
+        return str(PurePosixPath(self.name).with_suffix(""))
 
 
 def is_remote(source: str) -> bool:
@@ -45,10 +65,10 @@ def find_vectors(source: str) -> dict[str, Stamp]:
     except (ImportError, ValueError) as error:
         raise VectorError(f"{error}; s3:// needs pip install '.[s3]'") from None
     files.invalidate_cache()
-    entries = _inside(files, path) if files.isdir(path) else [files.info(path)]
-    safe = {_stem(entry) for entry in entries if entry["name"].endswith(ENDINGS[0])}
-    chosen = [entry for entry in entries if entry["name"].endswith(ENDINGS[0]) or _stem(entry) not in safe]
-    return {files.unstrip_protocol(e["name"]) if is_remote(source) else e["name"]: _stamp(e) for e in chosen}
+    entries = _inside(files, path) if files.isdir(path) else [Entry.of(files.info(path))]
+    safe = {entry.stem for entry in entries if entry.name.endswith(ENDINGS[0])}
+    chosen = [entry for entry in entries if entry.name.endswith(ENDINGS[0]) or entry.stem not in safe]
+    return {files.unstrip_protocol(e.name) if is_remote(source) else e.name: e.stamp for e in chosen}
 
 
 def load_vector(path: str) -> SteeringVector:
@@ -64,16 +84,20 @@ def load_vector(path: str) -> SteeringVector:
 
 
 def _inside(files: Any, folder: str) -> list[Entry]:
-    inside = files.ls(folder, detail=True)
-    folders = [entry["name"] for entry in inside if entry["type"] == "directory"]
+    inside = _listed(files, folder)
+    folders = [entry.name for entry in inside if entry.is_folder]
     found = _vectors_among(inside)
     for outputs in (name for name in folders if PurePosixPath(name).name == OUTPUTS):
-        found += _vectors_among(files.ls(outputs, detail=True))
+        found += _vectors_among(_listed(files, outputs))
     return found or _of_runs(files, folders)
 
 
+def _listed(files: Any, folder: str) -> list[Entry]:
+    return [Entry.of(info) for info in files.ls(folder, detail=True)]
+
+
 def _vectors_among(entries: Sequence[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry["type"] == "file" and entry["name"].endswith(ENDINGS)]
+    return [entry for entry in entries if not entry.is_folder and entry.name.endswith(ENDINGS)]
 
 
 def _of_runs(files: Any, folders: Sequence[str]) -> list[Entry]:
@@ -81,17 +105,8 @@ def _of_runs(files: Any, folders: Sequence[str]) -> list[Entry]:
     runs = sorted((name for name in folders if RUN_NAME.fullmatch(PurePosixPath(name).name)), reverse=True)
     found: dict[str, Entry] = {}
     for run in runs[:RUNS_LOOKED_AT]:
-        for style in (entry["name"] for entry in files.ls(run, detail=True) if entry["type"] == "directory"):
+        for style in (entry.name for entry in _listed(files, run) if entry.is_folder):
             name, path = PurePosixPath(style).name, f"{style}/{VECTOR_IN_RUN}"
             if name not in found and files.exists(path):
-                found[name] = files.info(path)
+                found[name] = Entry.of(files.info(path))
     return list(found.values())
-
-
-def _stem(entry: Entry) -> str:
-    return str(PurePosixPath(entry["name"]).with_suffix(""))
-
-
-def _stamp(entry: Entry) -> Stamp:
-    changed = entry.get("mtime") or entry.get("ETag") or entry.get("LastModified") or entry.get("created")
-    return (entry.get("size"), str(changed))

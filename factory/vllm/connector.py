@@ -93,7 +93,7 @@ class SteeringConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """See :meth:`Planner.plan`."""
         return self._planner.plan(scheduler_output)
 
-    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, None]:
         """See :meth:`Planner.forget`."""
         self._planner.forget(request.request_id)
         return False, None

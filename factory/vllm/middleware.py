@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -113,7 +114,7 @@ class Desk:
 
     def _with_styles(self, body: bytes) -> bytes:
         listed = json.loads(body)
-        base: dict[str, Any] = next((model for model in listed["data"] if model["id"] == self.model.name), {})
+        base: Mapping[str, object] = next((model for model in listed["data"] if model["id"] == self.model.name), {})
         styles = [f"{self.model.name}:{name}" for name in self.library.vectors]
         listed["data"] += [{**base, "id": name, "parent": self.model.name} for name in styles]
         return json.dumps(listed).encode()
@@ -167,7 +168,7 @@ def _entries(given: Any) -> list[SteeringEntry]:
         raise RequestError(f"{where}: {first['msg']}", where) from None
 
 
-def _begins_an_answer(asked: dict[str, Any]) -> bool:
+def _begins_an_answer(asked: Mapping[str, object]) -> bool:
     """Whether a chat's prompt ends where an answer begins; one that is continued gets no neutral token."""
     return asked.get("add_generation_prompt") is not False and not asked.get("continue_final_message")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def keys_refusal(text_config: Any) -> str | None:
     """Why the keys of a model cannot be turned to their position by one rotation for all layers, if so."""
     kinds: Sequence[str] = getattr(text_config, "layer_types", None) or ()
     turned: Sequence[int] = getattr(text_config, "no_rope_layers", None) or ()  # of each layer, whether it turns keys
-    rope: dict[str, Any] = getattr(text_config, "rope_parameters", None) or {}
+    rope: Mapping[str, object] = getattr(text_config, "rope_parameters", None) or {}
     if len(set(kinds)) > 1 or any(isinstance(value, dict) for value in rope.values()):
         return "its layers are of several kinds, which may turn keys differently"
     if not all(turned):
