@@ -5,6 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SEEDS  ?= 100
+# Two tests at a time with one thread each are quicker than one with two: most of them wait for processes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 .PHONY: help install demo test test-all test-network test-vllm lint chaos benchmark comparison clean
 
@@ -31,10 +33,10 @@ demo: $(VENV)/runtime  ## vectors of the three built-in styles on a real model, 
 	$(BIN)/svf generate --config config_cpu.yaml --output out
 
 test: install  ## the tests that every change must pass
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: install  ## those and the slow ones
-	$(BIN)/pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 test-network: install  ## the wheel, the whole README and the evaluation harness, each installed anew (half an hour)
 	$(BIN)/pytest -m network

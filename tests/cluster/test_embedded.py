@@ -92,7 +92,7 @@ def test_without_any_server_the_remedy_is_named(monkeypatch):
 def test_a_worker_that_ends_is_noticed_and_its_log_shown(broker, tmp_path):
     environment = {"FACTORY_BROKER_URL": broker, "FACTORY_STORE": str(tmp_path)}
     with running_crew(["no-such-queue"], tmp_path, environment) as crew:
-        crew.members[0].process.wait(60)
+        crew.members[0].process.wait(180)
         with pytest.raises(BrokerError, match="worker no-such-queue ended"):
             crew.check()
 
@@ -125,7 +125,7 @@ def start_program(folder):
 
 def await_nothing_left(url, worker):
     """The processes of a parent that could not wait for them end within seconds."""
-    for _ in range(600):
+    for _ in range(1800):
         if not os.path.exists(f"/proc/{worker}") and not listens(port_of(url)):
             return
         time.sleep(0.05)
@@ -136,7 +136,7 @@ def await_nothing_left(url, worker):
 def test_an_end_that_was_asked_for_leaves_no_process_and_no_port(how, tmp_path):
     program, url, worker = start_program(tmp_path)
     program.send_signal(how)
-    program.wait(60)
+    program.wait(180)
     assert not listens(port_of(url))
     assert not os.path.exists(f"/proc/{worker}")
     assert not (tmp_path / "appendonlydir").exists()
@@ -146,7 +146,7 @@ def test_an_end_that_was_asked_for_leaves_no_process_and_no_port(how, tmp_path):
 def test_a_parent_that_is_killed_takes_its_children_along(how, tmp_path):
     program, url, worker = start_program(tmp_path)
     program.send_signal(how)
-    program.wait(60)
+    program.wait(180)
     await_nothing_left(url, worker)
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".conf" or path.is_socket()]
 
@@ -156,7 +156,7 @@ def test_a_worker_notices_the_end_of_its_pipe_and_takes_the_broker_along(tmp_pat
     with running_broker(tmp_path) as url, running_crew(["reduce"], tmp_path, {"FACTORY_BROKER_URL": url}) as crew:
         worker = crew.members[0].process
         worker.stdin.close()
-        assert worker.wait(60) == ORPHANED
+        assert worker.wait(180) == ORPHANED
         assert not listens(port_of(url))
 
 
@@ -219,7 +219,7 @@ def test_an_output_folder_has_one_run_at_a_time_and_says_who_holds_it(tmp_path):
     with pytest.raises(FolderBusy, match=f"process {first.pid} on .*run one"), holding(tmp_path, "run two"):
         pass
     first.kill()  # the kernel gives it back
-    first.wait(60)
+    first.wait(180)
     with holding(tmp_path, "run two"):
         pass
 
@@ -244,7 +244,7 @@ def test_the_current_folder_decides_nothing_for_a_worker(broker, tmp_path):
             if "ready" in line:
                 break
         worker.terminate()
-        worker.wait(60)  # and its input is still open: its end would take the broker along
+        worker.wait(180)  # and its input is still open: its end would take the broker along
         assert "ready" in said, said
         assert not list(tmp_path.rglob("*.ran"))
 
