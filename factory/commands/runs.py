@@ -73,7 +73,7 @@ def _read_batch(path: Path, job: Job) -> tuple[Job, dict[str, list[str]]]:
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"batch file {str(path)!r} should hold a list 'styles'; each entry a name, or name: {{...}}")
     named = dict(_batch_entry(entry, path) for entry in entries)
-    overrides: dict[str, Any] = {key: value for key, value in content.items() if key != "styles"}
+    overrides = {str(key): value for key, value in content.items() if key != "styles"}
     configuration = load_configuration(job.configuration.file, flags={**overrides, "styles": list(named)})
     return Job(configuration, job.output, job.limit), {name: asked for name, asked in named.items() if asked}
 

@@ -88,7 +88,7 @@ def _generate(target: Target, questioning: Questioning) -> list[str]:
     said: list[str] = []
     for start in range(0, len(conversations), ANSWER_BATCH):
         part = conversations[start : start + ANSWER_BATCH]
-        options: dict[str, Any] = {"stopping_criteria": [_budgets(target, questioning)]} if thinking else {}
+        options = {"stopping_criteria": [_budgets(target, questioning)]} if thinking else {}
         answers = generate_batch(target, part, steering=questioning.steering, max_new_tokens=n_tokens, **options)
         said += [f"{OPEN}\n{answer}" for answer in answers] if thinking else answers
     return said

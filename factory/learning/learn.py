@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +74,7 @@ def learn_vector(
     return replace(learned, metadata=learned.metadata | _questions_asked(start, pairs))
 
 
-def _questions_asked(start: SteeringVector | None, pairs: Sequence[ContrastivePair]) -> dict[str, Any]:
+def _questions_asked(start: SteeringVector | None, pairs: Sequence[ContrastivePair]) -> dict[str, list[str]]:
     """What a vector says of the questions that it was made from; nothing where ``start`` does not say its own."""
     before = asked_hashes(start.metadata) if start else []
     now = hash_questions(pair.question for pair in pairs)
@@ -112,7 +111,7 @@ def read_part(part: Part, vector: Tensor, reader: ResponseReader, learning: Lear
 def learned_vector(start: SteeringVector, state: State, learning: Learning) -> SteeringVector:
     """The best vector of a learning that is done, with all that decided it."""
     keys, values = state.best.clone()
-    config: dict[str, Any] = learning.model_dump(mode="json") | {"start_sha256": sha256_of(start.to_pt())}
+    config = learning.model_dump(mode="json") | {"start_sha256": sha256_of(start.to_pt())}
     curve = {"curve": list(state.curve), "best_round": state.best_round, "rounds_taken": len(state.curve)}
     lasting = {name: value for name, value in start.metadata.items() if name not in MEASURED}
     return replace(

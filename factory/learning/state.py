@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypedDict
 
 import torch
 from safetensors.torch import load, save
@@ -35,6 +35,14 @@ class PartSum:
     gradient: Tensor | None = None
 
 
+class RoundLoss(TypedDict):
+    """The losses of a round's pairs before its step, nats per token; None where it read no such pairs."""
+
+    round: int
+    loss: float | None
+    validation: float | None
+
+
 @dataclass(frozen=True)
 class State:
     """A vector between two rounds.
@@ -50,7 +58,7 @@ class State:
     square: Tensor
     best: Tensor
     best_round: int = 0
-    curve: tuple[dict[str, Any], ...] = ()
+    curve: tuple[RoundLoss, ...] = ()
 
     @classmethod
     def start(cls, vector: Tensor) -> State:
@@ -60,14 +68,14 @@ class State:
 
     def is_done(self, learning: Learning) -> bool:
         """Whether no round is left, or the validation has gained nothing for too long."""
-        validated = [entry["round"] for entry in self.curve if entry.get("validation") is not None]
+        validated = [entry["round"] for entry in self.curve if entry["validation"] is not None]
         waited = sum(number > self.best_round for number in validated)
         return self.round > learning.rounds or waited >= learning.patience
 
     @property
     def best_validation(self) -> float | None:
         """The lowest validation loss so far, nats per token; None before the first."""
-        return min((e["validation"] for e in self.curve if e.get("validation") is not None), default=None)
+        return min((loss for entry in self.curve if (loss := entry["validation"]) is not None), default=None)
 
     def to_bytes(self) -> bytes:
         """The state as a safetensors file; equal states give equal bytes."""
@@ -108,11 +116,11 @@ def take_step(state: State, parts: Sequence[PartSum], learning: Learning) -> Sta
         StyleFailed: a loss or gradient is not finite.
     """
     taught = [part for part in parts if part.gradient is not None]
-    entry = {
-        "round": state.round,
-        "loss": _mean_loss(taught),
-        "validation": _mean_loss([part for part in parts if part.gradient is None]),
-    }
+    entry = RoundLoss(
+        round=state.round,
+        loss=_mean_loss(taught),
+        validation=_mean_loss([part for part in parts if part.gradient is None]),
+    )
     state = _keep_best(state, entry["validation"])
     after = replace(state, round=state.round + 1, curve=(*state.curve, entry))
     if not taught:

@@ -85,7 +85,7 @@ class Scaffold:
             except FileExistsError:
                 raise _exists(str(path)) from None
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> Mapping[str, object]:
         return {
             **(self.chosen or {}),
             "styles": [self.style],

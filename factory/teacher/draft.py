@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from factory.errors import BadReply, TeacherBusy
 from factory.files import whole_text
@@ -127,7 +126,7 @@ def _count(markers: Sequence[str], text: str) -> int:
     return sum(1 for marker in markers for _ in re.finditer(marker, text, MARKER_FLAGS))
 
 
-def _object_in(reply: str) -> dict[str, Any]:
+def _object_in(reply: str) -> Mapping[str, object]:
     begin, end = reply.find("{"), reply.rfind("}")
     try:
         content = json.loads(reply[begin : end + 1], strict=False) if 0 <= begin < end else None
@@ -138,7 +137,7 @@ def _object_in(reply: str) -> dict[str, Any]:
     return content
 
 
-def _lines(content: dict[str, Any], key: str, kind: str) -> list[str]:
+def _lines(content: Mapping[str, object], key: str, kind: str) -> list[str]:
     """The texts of a list, each as one line; those that are none, or too long, are left out."""
     found = content.get(key)
     lines = [_line(text) for text in found] if isinstance(found, list) else []
