@@ -349,10 +349,10 @@ def describe_limits(configuration: Configuration) -> str:
     if settings.requests_per_minute is not None:
         found.append(f"{settings.requests_per_minute:g} per minute ({_said(configuration, 'requests_per_minute')})")
     elif settings.calls_per_minute is not None:
-        found.append(f"one each {settings.api_delay:g} s ({_said(configuration, 'api_delay')})")
+        found.append(f"one per {settings.api_delay:g} s ({_said(configuration, 'api_delay')})")
     if settings.tokens_per_minute is not None:
         found.append(f"{settings.tokens_per_minute:g} tokens per minute ({_said(configuration, 'tokens_per_minute')})")
-    found.append(f"{settings.max_concurrent_calls} in flight on a worker")
+    found.append(f"{settings.max_concurrent_calls} at a time per worker")
     line = f"teacher calls: {', '.join(found)}"
     if settings.base_url is not None and settings.calls_per_minute and settings.requests_per_minute is None:
         line += ". A server of your own may need no api_delay: remove it, or set it to null"

@@ -19,6 +19,15 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     write_pieces(path, [to_bytes(content)])
 
 
+def write_new(path: str | Path, content: str | bytes) -> None:
+    """Write a file that nobody else may have written meanwhile.
+
+    Raises:
+        FileExistsError: there is such a file; it stays as it is.
+    """
+    write_pieces(path, [to_bytes(content)], is_new=True)
+
+
 def write_pieces(path: str | Path, pieces: Iterable[bytes], *, is_new: bool = False) -> None:
     """Like :func:`write_atomically`, for content that need not fit into memory; it survives a loss of power.
 

@@ -1,5 +1,7 @@
 """One run at a time in an output folder of this machine: two would pay twice and mix their outputs.
 
+And one at a time who writes files there that belong together.
+
 The lock is the kernel's, on a file in the folder: it ends with the process that holds it, however that ends.
 """
 
@@ -42,3 +44,19 @@ def holding(folder: Path, work: str) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+@contextlib.contextmanager
+def writing_alone(folder: Path) -> Iterator[None]:
+    """Wait for others that write files of ``folder`` that belong together, and keep them waiting until the block ends.
+
+    No file is left behind: the lock is on the folder itself. Where it takes none (some network folders) nobody waits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

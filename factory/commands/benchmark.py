@@ -10,18 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from factory.benchmark.outcome import BASES, SIGNIFICANT
+from factory.commands.counting import counting
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job, output_option
 from factory.errors import VectorError
 from factory.extras import require_target
@@ -173,14 +166,11 @@ def _run(
 ) -> list[TaskResult]:
     from factory.benchmark.run import run_task
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-
-        def run(task: Task) -> TaskResult:
-            row = bar.add_task(f"{task.name}, answers", total=len(conditions) * len(task.items))
-            return run_task(target, task, conditions, job.store, budget=budget, after=lambda n: bar.advance(row, n))
-
-        return [run(task) for task in tasks]
+    results = []
+    for task in tasks:
+        with counting(console, f"{task.name}, answers", len(conditions) * len(task.items)) as gained:
+            results.append(run_task(target, task, conditions, job.store, budget=budget, after=gained))
+    return results
 
 
 def _show(results: Sequence[TaskResult]) -> None:
@@ -201,6 +191,7 @@ def _show(results: Sequence[TaskResult]) -> None:
         "\nnone: answers without a result. cut: thoughts that never ended. tokens: generated per right answer. "
         "letter: right by the likeliest letter. to ...: change of the share, with McNemar's exact p (* below 0.05)",
         style="dim",
+        soft_wrap=True,
     )
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from factory.commands.counting import counting
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job, output_option
 from factory.errors import ConfigError
 from factory.evaluation.evaluation import Evaluation
@@ -82,9 +83,9 @@ def _measure(
     days = [place.date for place in certificate.environments if place.date]
     target = replace(target, date=days[0]) if days else target
     store = Store("memory://certificate") if anew else job.store
-    with console.status("measuring") as status:
+    with counting(console, f"{vector.style_name}, parts", len(spec.parts)) as gained:
         examiner = Examiner(target, vector, style, spec, store)
-        evaluation, done = evaluate(examiner, after=lambda part: status.update(f"measured {part}"))
+        evaluation, done = evaluate(examiner, after=lambda part: gained(1))
     return certify_evaluation(vector, style, spec, done, evaluation)
 
 

@@ -25,6 +25,7 @@ from factory.cluster.doctor import (
 )
 from factory.commands.ledgers import use_broker
 from factory.commands.options import Job, config_option, json_option, open_job, output_option
+from factory.commands.ports import cannot_answer
 from factory.commands.tables import folded
 from factory.errors import BrokerError
 from factory.queues import DEFAULT_BROKER, QUEUES
@@ -52,7 +53,10 @@ def metrics(config_file: Path | None, output: Path, port: int | None, host: str)
     if port is None:
         click.echo(metrics_text(broker_url(job), job.store), nl=False)
         return 0
-    start_http_server(port, addr=host, registry=registry(broker_url(job), job.store))
+    try:
+        start_http_server(port, addr=host, registry=registry(broker_url(job), job.store))
+    except OSError as error:
+        raise cannot_answer(host, port, error) from None
     click.echo(f"serving http://{host}:{port}/metrics", err=True)
     threading.Event().wait()
     return 0

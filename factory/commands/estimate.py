@@ -69,6 +69,12 @@ def _money(low: float | None, high: float | None, small: str = ".4f") -> str:
     return "-".join(amounts) if high else "0"
 
 
+def _cost(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "nobody knows what it costs"
+    return f"USD {_money(low, high)} in all" if high else "costs nothing"
+
+
 def _time(reading: ReadingTime) -> str:
     if reading.low is None or reading.high is None:
         return "unknown"
@@ -86,7 +92,7 @@ def _explain(found: Estimate, job: Job) -> list[str]:
     low, high = found.usd or (None, None)
     cap, lines = job.settings.max_cost_usd, list[str]()
     if any(style.calls for style in found.styles):
-        lines.append(f"teacher {found.teacher_model}, prices: {found.price_source}; in all USD {_money(low, high)}")
+        lines.append(f"teacher {found.teacher_model}: {_cost(low, high)} ({found.price_source})")
         if found.teacher_model != found.requested_model:
             lines.append(f"{found.requested_model} is retired at OpenAI: {found.teacher_model} takes its place")
         lines.append(describe_limits(job.configuration))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from factory.cluster.folder_lock import writing_alone
+from factory.commands.counting import counting
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job
 from factory.commands.tables import folded
 from factory.config import Settings
@@ -85,10 +86,11 @@ def evaluate(
     for path, vector, spec in zip(vectors, loaded, specs, strict=True):
         evaluation, evaluated = _evaluate(vector, spec, settings, styles, judge)
         if not keep:
-            _write(evaluated, path)
             folder = path.resolve().parent
-            for assets in (folder, folder.parent / settings.output_config.sam_assets_dir):
-                renew_sam_assets(styles[vector.style_name], vector, evaluated, assets)
+            with writing_alone(folder):
+                _write(evaluated, path)
+                for assets in (folder, folder.parent / settings.output_config.sam_assets_dir):
+                    renew_sam_assets(styles[vector.style_name], vector, evaluated, assets)
         results.append(evaluation)
     if as_json:
         click.echo(json.dumps([result.to_json() for result in results], ensure_ascii=False))
@@ -147,13 +149,11 @@ def _evaluate(
     store = Store("memory://evaluation")
     with console.status(f"loading {vector.model_name}"):
         target = load_configured_target(vector.model_name, settings)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        row = bar.add_task(vector.style_name, total=len(spec.parts))
+    with counting(console, f"{vector.style_name}, parts", len(spec.parts)) as gained:
         style = styles[vector.style_name]
         scorer = make_scorer(judge, style, max_concurrent=settings.max_concurrent_calls) if judge else None
         examiner = Examiner(target, vector, style, spec, store, scorer)
-        evaluation, done = evaluate_vector(examiner, after=lambda part: bar.advance(row))
+        evaluation, done = evaluate_vector(examiner, after=lambda part: gained(1))
     specificity = specificity_of(store.require_json(done.states["steered"].answers), styles)
     evaluation = evaluation.model_copy(update={"specificity": specificity})
     if judge:
@@ -196,13 +196,13 @@ def _show(results: Sequence[Evaluation]) -> None:
             table.add_row(part, *_row(figures))
         effect = "" if result.verdict == NOT_MEASURED else f", effect {result.effect:+.2f} {list(result.interval)}"
         console.print(Text.assemble("\n", (result.style, "bold"), f": {result.verdict}{effect}"))
-        console.print(f"at {result.setting.describe()}; exact answers {_capability(result.capability)}")
+        console.print(f"at {result.setting.describe()}; exact answers {_capability(result.capability)}", soft_wrap=True)
         console.print(folded(table))
         for check in result.checks:
             console.print(Text(f"{PASSED[check.passed]} {check.name}: {check.said}"), soft_wrap=True)
         _show_judged(console, result)
         if result.advice:
-            console.print(Text(result.advice, style="yellow"))
+            console.print(Text(result.advice, style="yellow"), soft_wrap=True)
     if len(results) > 1:
         matrix = Table("vector \\ markers", *(result.style for result in results), box=None)
         for result in results:

@@ -10,7 +10,7 @@ import click
 
 from factory.errors import ConfigError
 from factory.extras import require_target
-from factory.files import write_atomically
+from factory.files import write_atomically, write_new
 
 VECTORS = Path("steering_vectors")
 
@@ -67,9 +67,13 @@ def pull(repository: str, output: Path) -> int:
     vector = SteeringVector.load(source)
     path = output / source.name
     content = source.read_bytes()
-    if path.exists() and path.read_bytes() != content:
-        raise ConfigError(f"{path} exists and is another vector: remove it, or name another folder with --output")
-    write_atomically(path, content)
+    try:
+        write_new(path, content)
+    except FileExistsError:
+        if path.read_bytes() != content:
+            raise ConfigError(
+                f"{path} exists and is another vector: remove it, or name another folder with --output"
+            ) from None
     write_atomically(path.with_suffix(".md"), model_card(vector, path.name))
     click.echo(path)
     click.echo(f'to compare answers: svf steer {shlex.quote(str(path))} -p "..."', err=True)
@@ -97,10 +101,17 @@ def import_(file: Path, model: str, style: str | None, output: Path) -> int:
     check_style_name(name)
     path = output / f"{name}.pt"
     if path.exists():
-        raise ConfigError(f"{path} exists already, and is left as it is: name another --style or --output")
+        raise _exists(path)
     vector = import_vector(file, model=model, style=name)
-    vector.save(path)
+    try:
+        write_new(path, vector.to_pt())
+    except FileExistsError:  # of two that import at once, the other was first
+        raise _exists(path) from None
     click.echo(path)
     where = shlex.quote(str(path))
     click.echo(f'its keys are left out, its values steer; to compare answers: svf steer {where} -p "..."', err=True)
     return 0
+
+
+def _exists(path: Path) -> ConfigError:
+    return ConfigError(f"{path} exists already, and stays as it is: name another --style or --output")

@@ -8,11 +8,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from factory.cluster.folder_lock import writing_alone
 from factory.commands.options import Job
 from factory.commands.progress import HELD
 from factory.commands.report import show_measured
 from factory.config import DEFAULT_FILE
-from factory.run.export import export_style
+from factory.run.export import export_style, vector_path
 from factory.run.ledger import Ledger
 from factory.run.progress import StyleProgress
 
@@ -48,7 +49,8 @@ def export_done(job: Job, ledger: Ledger, states: list[StyleProgress], console: 
     for state in states:
         if state.state != "done":
             continue
-        paths.append(export_style(ledger.of(state.style), job.output, job.settings.output_config))
+        with writing_alone(vector_path(job.output, state.style).parent):
+            paths.append(export_style(ledger.of(state.style), job.output, job.settings.output_config))
         _say(console, (state.style, "green"), f": {state.extracted} pairs -> {paths[-1]}")
         if state.message and not ledger.spec.evaluation:  # else it stands among what was measured
             _say(console, (state.style, "yellow"), f": {state.message}")

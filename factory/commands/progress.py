@@ -11,13 +11,13 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from factory.commands.counting import SAID_EVERY
 from factory.run.entries import Pause
 from factory.run.ledger import Ledger
 from factory.run.progress import StyleProgress, progress_of
 from factory.teacher.spending import Paid
 
 POLL = 0.5  # s
-SAID_EVERY = 10.0  # s between lines where there is no terminal for bars
 ENDED = ("done", "failed")
 HELD = ("paused", "budget_stopped")
 MARKS = {

@@ -7,12 +7,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 from rich.console import Console
 
 from factory.commands.options import config_option, hide_loading_bar, open_job
+from factory.commands.ports import cannot_answer, take_port
 from factory.config import Settings
 from factory.errors import ConfigError, FactoryError, VectorError
 from factory.extras import require_modules, require_target
@@ -90,11 +92,12 @@ def serve(
     settings = open_job(config_file).settings
     start_logging()
     if engine == "vllm":
+        take_port(host, port).close()
         _become_vllm(vectors, model, (host, port), python=vllm_python, more=vllm_args, key=key)
-    server = _server(
-        vectors, model, settings, RequestLimits(max_body, max_context), max_batch=max_batch, max_queue=max_queue
-    )
-    _run(server, host, port, key)
+    limits = RequestLimits(max_body, max_context)
+    with take_port(host, port) as place:  # before the model is loaded, which may take minutes
+        server = _server(vectors, model, settings, limits, max_batch=max_batch, max_queue=max_queue)
+        _run(server, place, host, key)
     return 0
 
 
@@ -175,24 +178,25 @@ def _markers(style: str, settings: Settings) -> Sequence[str]:
         return ()
 
 
-def _run(server: Server, host: str, port: int, key: str | None) -> None:
+def _run(server: Server, place: socket, host: str, key: str | None) -> None:
     import uvicorn
 
     from factory.serving.app import make_app
 
     options = uvicorn.Config(
         make_app(server, key=key),
-        host=host,
-        port=port,
         log_config=None,
         access_log=False,  # the application writes its own line, without texts
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    listening = options.bind_socket()
-    listening.listen()  # who reads the address below may connect at once
+    port = place.getsockname()[1]
+    try:
+        place.listen()  # who reads the address below may connect at once
+    except OSError as error:  # of two that began together, the other one listens
+        raise cannot_answer(host, port, error) from None
     shown = f"[{host}]" if ":" in host else host
     names = ", ".join(server.library.vectors) or "none"
-    click.echo(f"http://{shown}:{listening.getsockname()[1]}  {server.target.name}, vectors: {names}", err=True)
+    click.echo(f"http://{shown}:{port}  {server.target.name}, vectors: {names}", err=True)
     for wanted in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends at them in good order, then sends them once more
         signal.signal(wanted, lambda *_: None)
-    uvicorn.Server(options).run(sockets=[listening])
+    uvicorn.Server(options).run(sockets=[place])

@@ -46,7 +46,9 @@ def config(config_file: Path | None, as_json: bool) -> int:
     table = Table("key", "value", "from", box=None, pad_edge=False)
     for key, value in flat.items():
         table.add_row(key, json.dumps(value, ensure_ascii=False), configuration.origin(key))
-    Console(highlight=False, markup=False).print(folded(table))
+    table, console = folded(table), Console(highlight=False, markup=False)
+    table.columns[0].no_wrap = console.width >= 2 * max(map(len, flat))  # a key is to be copied
+    console.print(table)
     return 0
 
 

@@ -83,7 +83,7 @@ def _table(vector: Any, path: Path) -> Table:
         table.add_row("learned", learned)
     table.add_row("pairs", f"{known.get('pairs_used', '?')} used, {known.get('pairs_failed', 0)} failed")
     for kind in ("values", "keys"):
-        table.add_row(f"norm of {kind}", f"{min(norms[kind]):.2f} to {max(norms[kind]):.2f} a layer")
+        table.add_row(f"norm of {kind}", f"{min(norms[kind]):.2f} to {max(norms[kind]):.2f} per layer")
     quality = Quality.read(known)
     if quality:
         verdict = "enough pairs" if quality.enough_pairs else "more pairs would help"
@@ -113,7 +113,7 @@ def _ranges(layers: list[int]) -> str:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("export"),
     show_default=True,
-    help="A folder a vector is made there.",
+    help="Each vector gets a folder there.",
 )
 def export(vectors: tuple[Path, ...], output: Path) -> int:
     """Write VECTORS as safetensors with a model card, ready for a hub or a colleague.

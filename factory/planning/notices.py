@@ -74,8 +74,8 @@ def describe_starter(settings: Settings, supplies: Sequence[Supply]) -> list[str
     used = "pairs: the starter pairs that come with svf"
     if any(supply.missing for supply in starters):
         return [f"{used}, and new ones of your questions; regenerate_datasets: true leaves the starter pairs out"]
-    key = "" if has_teacher(settings) else f" and {settings.api_key_env or OPENAI_KEY} (or base_url)"
-    return [f"{used}; a teacher adds pairs of your own questions: --questions FILE{key}"]
+    key = "" if has_teacher(settings) else f" and a teacher ({settings.api_key_env or OPENAI_KEY} or base_url)"
+    return [f"{used}. To add pairs for questions of your own: --questions FILE{key}"]
 
 
 def describe_unasked(settings: Settings, supplies: Sequence[Supply]) -> list[str]:

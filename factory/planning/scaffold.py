@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from factory.config import DEFAULT_FILE, Settings
 from factory.errors import ConfigError
-from factory.files import shipped_file, to_bytes, write_pieces
+from factory.files import shipped_file, write_new
 from factory.pairs.dataset import load_questions
 from factory.pairs.heldout import find_asked
 from factory.pairs.repeats import SAME_QUESTION, find_repeats
@@ -81,7 +81,7 @@ class Scaffold:
         )
         for path, text in zip(self.paths, texts, strict=True):
             try:  # of two that begin here at once, one has the configuration and so the others
-                write_pieces(path, [to_bytes(text)], is_new=True)
+                write_new(path, text)
             except FileExistsError:
                 raise _exists(str(path)) from None
 
@@ -98,8 +98,8 @@ class Scaffold:
 
 
 def _exists(*paths: str) -> ConfigError:
-    verb = "exist" if len(paths) > 1 else "exists"
-    return ConfigError(f"{', '.join(paths)} {verb} already and stay as they are: name another folder")
+    state = "exist already, and stay as they are" if len(paths) > 1 else "exists already, and stays as it is"
+    return ConfigError(f"{', '.join(paths)} {state}: name another folder")
 
 
 def choose_questions(own: Sequence[str]) -> list[str]:

@@ -90,7 +90,7 @@ def price_source(spec: TeacherSpec) -> str:
     if spec.pricing is not None:
         return "pricing of the configuration"
     if spec.base_url is not None:
-        return "a server of one's own: zero"
+        return "a server of your own"
     from importlib.metadata import version
 
     return f"genai-prices {version('genai-prices')}"

@@ -238,13 +238,13 @@ def test_the_limits_in_force_are_named_with_their_source(tmp_path):
         file.write_text(text)
         return describe_limits(load_configuration(file, environment=environment))
 
-    assert line() == "teacher calls: one each 1 s (api_delay, default), 16 in flight on a worker"
+    assert line() == "teacher calls: one per 1 s (api_delay, default), 16 at a time per worker"
     assert "30 per minute (requests_per_minute of variable FACTORY_REQUESTS_PER_MINUTE)" in line(
         FACTORY_REQUESTS_PER_MINUTE="30"
     )
     local = "base_url: http://127.0.0.1:1/v1\n"
-    assert line(local) == "teacher calls: 16 in flight on a worker"
-    assert f"one each 1 s (api_delay of {tmp_path / 'config.yaml'})" in line(local + "api_delay: 1.0\n")
+    assert line(local) == "teacher calls: 16 at a time per worker"
+    assert f"one per 1 s (api_delay of {tmp_path / 'config.yaml'})" in line(local + "api_delay: 1.0\n")
     assert line(local + "api_delay: 1.0\n").endswith("remove it, or set it to null")
     assert "5000 tokens per minute" in line(local + "tokens_per_minute: 5000\n")
 
