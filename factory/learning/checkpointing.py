@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import Module, ModuleList
 from torch.utils.checkpoint import checkpoint
-from transformers.cache_utils import Cache
 
+from factory.target.kv import unshared
 from factory.target.model import Target
 
 MEMORY = 2 * 2**30  # bytes that a backward pass may keep, where the device does not say what is free
@@ -64,16 +63,7 @@ def _forward(usual: Any, *args: Any, **kwargs: Any) -> Any:
     """A layer's forward pass, run again when its gradient is asked for."""
 
     def run(*args: Any) -> Any:
-        named = {name: _fresh(value) for name, value in kwargs.items()}
-        return usual(*map(_fresh, args), **named)
+        named = {name: unshared(value) for name, value in kwargs.items()}
+        return usual(*map(unshared, args), **named)
 
     return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn: no dropout
-
-
-def _fresh(argument: Any) -> Any:
-    """A copy of a cache, whose tensors are shared until a layer replaces its own; any other argument as it is."""
-    if not isinstance(argument, Cache):
-        return argument
-    kept = copy(argument)
-    kept.layers = [copy(layer) for layer in argument.layers]
-    return kept

@@ -11,7 +11,7 @@ from torch import Tensor
 from factory.errors import StyleFailed
 from factory.extraction.recipe import Recipe, usable_pairs
 from factory.files import sha256_of
-from factory.learning.objectives import OBJECTIVES
+from factory.learning.objectives import OBJECTIVES, loop_unlikelihood
 from factory.learning.prompts import Prompts
 from factory.learning.reading import ResponseReader
 from factory.learning.schedule import Part, Schedule
@@ -102,6 +102,8 @@ def read_part(part: Part, vector: Tensor, reader: ResponseReader, learning: Lear
     learned = vector.to(reader.target.device).clone().requires_grad_(not part.validates)
     with torch.set_grad_enabled(not part.validates):
         loss = objective(reader, part.pairs, learned, learning)
+        if learning.loop_penalty:
+            loss = loss + learning.loop_penalty * loop_unlikelihood(reader, part.pairs, learned)
     if part.validates:
         return PartSum(float(loss.detach()), len(part.pairs))
     (gradient,) = torch.autograd.grad(loss, learned)

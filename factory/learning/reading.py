@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from factory.learning.checkpointing import bound_of, held_bytes, layers_run_again
 from factory.learning.prompts import Prompts
+from factory.learning.sentences import split_sentences
 from factory.target.kv import new_cache
 from factory.target.model import Target
 from factory.vector.steer import positions_of
@@ -32,17 +33,16 @@ class ResponseReader:
         self.memory = memory
 
     def log_probabilities(
-        self, questions: Sequence[str], responses: Sequence[str], vector: Tensor | None
+        self, questions: Sequence[str], said: Sequence[Sequence[int]], vector: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the model says of each token of ``responses`` before it is read.
+        """What the model says of each token of the responses ``said`` before it is read.
 
         ``vector`` is ``[2, n_layers, n_kv_heads, head_dim]``, keys first, or None. Returns
         log-probabilities over the vocabulary ``[batch, longest, vocabulary]``, the tokens
         ``[batch, longest]`` and which of them are real ``[batch, longest]``.
         """
-        said = [self._response_ids(response) for response in responses]
         longest = max(map(len, said))
-        tokens = self.target.tensor([ids + [0] * (longest - len(ids)) for ids in said])
+        tokens = self.target.tensor([[*ids, *[0] * (longest - len(ids))] for ids in said])
         real = self.target.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in said])
         neutral = torch.full_like(tokens[:, :1], self.target.neutral_id)
         cache, before = self._steered_cache([self.prompts.read(question) for question in questions], vector)
@@ -60,8 +60,9 @@ class ResponseReader:
 
     def likelihoods(self, questions: Sequence[str], responses: Sequence[str], vector: Tensor | None) -> Tensor:
         """Mean log-probability (nats per token) of each response: ``[batch]``."""
-        said, tokens, real = self.log_probabilities(questions, responses, vector)
-        each = said.gather(2, tokens[:, :, None])[:, :, 0] * real
+        said = [self.response_ids(response) for response in responses]
+        found, tokens, real = self.log_probabilities(questions, said, vector)
+        each = found.gather(2, tokens[:, :, None])[:, :, 0] * real
         return each.sum(dim=1) / real.sum(dim=1)
 
     def _within_memory(self, tokens: Tensor) -> AbstractContextManager[None]:
@@ -70,11 +71,20 @@ class ResponseReader:
         fits = not torch.is_grad_enabled() or held_bytes(self.target, *tokens.shape) <= bound
         return nullcontext() if fits else layers_run_again(self.target)
 
-    def _response_ids(self, response: str) -> list[int]:
-        """The response's first tokens, and the token that ends a turn if all of it is read."""
-        ids = self.target.text_ids(response.strip())
+    def response_ids(self, response: str) -> list[int]:
+        """The response's first whole sentences, and the token that ends a turn.
+
+        A response that is too long is read as ended where its last whole sentence is: of responses
+        that break off a vector never learns to stop, and an answer that should have ended loops. Where
+        the first sentence alone is too long, it breaks off.
+        """
         end = self.target.tokenizer.eos_token_id
-        return (ids if end is None else [*ids, int(end)])[: self.n_tokens]
+        sentences = split_sentences(response)
+        for count in range(len(sentences), 0, -1):
+            ids = self.target.text_ids("".join(sentences[:count]))
+            if len(ids) <= self.n_tokens:
+                return ids if end is None else [*ids, int(end)]
+        return ids[: self.n_tokens]
 
     def _steered_cache(self, prompts: Sequence[Tensor], vector: Tensor | None) -> tuple[Any, Tensor]:
         """A cache of several prompts, padded to the left, with the vector added; and its mask [batch, longest]."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from factory.target.model import Target
     from factory.vector.vector import SteeringVector
 
-LEARNING_VERSION = 1  # of the code that reads: raised where a change of it may change a number
+LEARNING_VERSION = 2  # of the code that reads: raised where a change of it may change a number
 
 
 def begin_learning(page: Page, mean: bytes, extracted: Sequence[Extracted], repeated: Mapping[str, str]) -> None:
@@ -231,7 +231,7 @@ def _sum_key(part: Part, vector_sha256: str, learning: Learning, target: Target,
         "pairs": hash_pairs(part.pairs),
         "validates": part.validates,
         "vector": vector_sha256,
-        "learning": [learning.objective, learning.penalty, learning.response_tokens],
+        "learning": [learning.objective, learning.penalty, learning.loop_penalty, learning.response_tokens],
         "prompts": [target.prompt_ids([{"role": "user", "content": pair.question}]) for pair in part.pairs],
         "model": [target.name, target.revision, target.dtype],
         "layers": list(layers),

@@ -8,6 +8,7 @@ model, keep what texts share, and stop the forward pass once the last needed lay
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,15 @@ class KVCache:
 def new_cache(model: PreTrainedModel) -> Cache:
     """An empty cache for ``model.generate``."""
     return DynamicCache(config=model.config)
+
+
+def unshared(argument: Any) -> Any:
+    """A copy of a cache, whose tensors are shared until a layer replaces its own; any other argument as it is."""
+    if not isinstance(argument, Cache):
+        return argument
+    kept = copy(argument)
+    kept.layers = [copy(layer) for layer in argument.layers]
+    return kept
 
 
 class WatchedCache(DynamicCache):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,10 +12,11 @@ from benchmarks.learning import held_mib
 from factory import Steering, SteeringVector, build_vector
 from factory.errors import StyleFailed
 from factory.learning.learn import learn_vector, learnable_pairs, read_part, zero_vector
-from factory.learning.objectives import OBJECTIVES
+from factory.learning.objectives import OBJECTIVES, loop_unlikelihood
 from factory.learning.prompts import Prompts
 from factory.learning.reading import ResponseReader
 from factory.learning.schedule import Part, Schedule, count_passes
+from factory.learning.sentences import loop_of
 from factory.learning.spec import Learning
 from factory.learning.state import PartSum, State, start_tensor, take_step
 from factory.vector.steer import add_vector, generate_batch
@@ -36,7 +38,7 @@ def start(pairs, target):
 def naive_loss(target, pair, vector, n_tokens):
     """One pair: the prompt read by the model, the vector added by hand, the response read token by token behind it."""
     prompt = target.prompt_ids([{"role": "user", "content": pair.question}])
-    said = [*target.text_ids(pair.positive_response.strip()), target.tokenizer.eos_token_id][:n_tokens]
+    said = target.text_ids(pair.positive_response.strip())[:n_tokens]  # the first sentence alone is longer
     cache = target.model(input_ids=torch.tensor([prompt]), use_cache=True).past_key_values
     added = SteeringVector("naive", vector[0], vector[1], LAYERS, target.name)
     for layer in LAYERS:  # what add_vector writes into must not be what the model's own gradient needs
@@ -55,7 +57,7 @@ def test_the_gradient_of_a_part_is_that_of_naive_autograd_pair_by_pair(pairs, ta
     part = Part(tuple(pairs[:3]), validates=False)
     vector = start_tensor(start, Learning())
     reader = ResponseReader(Prompts(target), LAYERS, n_tokens=9)
-    found = read_part(part, vector, reader, Learning())
+    found = read_part(part, vector, reader, Learning(loop_penalty=0))
 
     naive = vector.clone().requires_grad_()
     loss = sum(naive_loss(target, pair, naive, 9) for pair in part.pairs)
@@ -91,6 +93,37 @@ def test_every_objective_falls_when_a_step_follows_its_gradient(objective, pairs
     assert after.loss < before.loss
 
 
+def test_the_unlikelihood_of_a_loop_is_that_of_its_repeated_words_told_one_by_one(pairs, target, start):
+    vector = start_tensor(start, Learning())
+    reader = ResponseReader(Prompts(target), LAYERS, n_tokens=400)
+    loop = loop_of(pairs[0].positive_response)
+    before, again = target.text_ids(loop.before), target.text_ids(loop.again)
+    said, tokens, _ = reader.log_probabilities([pairs[0].question], [before + again], vector)
+    each = [float(said[0, at, tokens[0, at]].exp()) for at in range(len(before), len(before) + len(again))]
+    naive = sum(-math.log(1 - probability) for probability in each) / len(again)
+    assert float(loop_unlikelihood(reader, pairs[:1], vector)) == pytest.approx(naive, rel=1e-4)
+    alone = sum(float(loop_unlikelihood(reader, [pair], vector)) for pair in pairs[:3])
+    assert float(loop_unlikelihood(reader, pairs[:3], vector)) == pytest.approx(alone, rel=1e-4)
+
+
+def test_pairs_without_a_sentence_to_repeat_have_no_loop_to_unlearn(pairs, target, start):
+    short = [replace(pairs[0], positive_response="Yes. No.")]
+    reader, vector = ResponseReader(Prompts(target), LAYERS, n_tokens=9), start_tensor(start, Learning())
+    assert float(loop_unlikelihood(reader, short, vector)) == 0
+    assert read_part(Part(tuple(short), validates=False), vector, reader, Learning()).gradient.isfinite().all()
+
+
+def test_a_long_response_ends_with_its_last_whole_sentence(target):
+    text = "First this. Then that is said. And at last something much longer follows, which does not fit."
+    whole = ResponseReader(Prompts(target), LAYERS, n_tokens=400)
+    end = target.tokenizer.eos_token_id
+    assert whole.response_ids(text) == [*target.text_ids(text), end]
+    fits = len(target.text_ids("First this. Then that is said."))
+    cut = ResponseReader(Prompts(target), LAYERS, n_tokens=fits + 1)
+    assert cut.response_ids(text) == [*target.text_ids("First this. Then that is said."), end]
+    assert ResponseReader(Prompts(target), LAYERS, n_tokens=2).response_ids(text) == target.text_ids("First this.")[:2]
+
+
 def test_a_planted_direction_is_found_again(pairs, target):
     # Given answers that the tiny model gives with a strong vector of which learning is not told
     torch.manual_seed(0)
@@ -99,7 +132,7 @@ def test_a_planted_direction_is_found_again(pairs, target):
     said = generate_batch(target, asked, steering=Steering(planted), max_new_tokens=12)
     told = [replace(pair, positive_response=text) for pair, text in zip(pairs, said, strict=True) if text]
 
-    learning = Learning(rounds=40, rate=0.1, response_tokens=10, validation_share=0)
+    learning = Learning(rounds=40, rate=0.1, response_tokens=10, validation_share=0, loop_penalty=0)
     found = learn_vector(told, target, layers=LAYERS, learning=learning)
 
     # Then what was learned explains the answers as well as what made them, in its direction
