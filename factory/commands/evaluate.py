@@ -18,9 +18,10 @@ from factory.commands.options import Job, config_option, hide_loading_bar, json_
 from factory.commands.tables import folded
 from factory.config import Settings
 from factory.errors import ConfigError
+from factory.evaluation.agreement import describe_judging
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.figures import Capability, StateFigures
-from factory.evaluation.judged import count_judged, make_scorer
+from factory.evaluation.judged import AnswerJudge, count_compared, count_judged
 from factory.evaluation.spec import EvaluationSpec
 from factory.learning.description import is_learned
 from factory.pairs.dataset import load_questions
@@ -31,7 +32,7 @@ from factory.run.export import renew_sam_assets
 from factory.run.spec import new_run_id
 from factory.teacher.client import Teacher
 from factory.teacher.connection import open_client
-from factory.teacher.judge import RUBRIC, judge_spec
+from factory.teacher.judge import COMPARISON, RUBRIC, judge_spec
 from factory.teacher.limits import Pace
 from factory.teacher.replies import Payer
 from factory.teacher.spending import require_price, worst_case
@@ -120,13 +121,15 @@ def _open_judge(job: Job, settings: Settings, n_vectors: int) -> Teacher | None:
         return None
     asked = judge_spec(plan_teacher(settings), spec.judge_model)
     require_price(asked, settings.max_cost_usd)
-    longest = max((*spec.questions, *spec.choice_questions), key=len) + "x" * 8 * spec.max_new_tokens + RUBRIC
-    n_answers = n_vectors * count_judged(spec)
-    most = n_answers * (worst_case(asked, asked.model, longest) or 0.0)
+    question, answer = max((*spec.questions, *spec.choice_questions), key=len), "x" * 8 * spec.max_new_tokens
+    n_scored, n_compared = n_vectors * count_judged(spec), n_vectors * count_compared(spec)
+    calls = {RUBRIC + question + answer: n_scored, COMPARISON + question + answer + answer: n_compared}
+    most = sum(n * (worst_case(asked, asked.model, prompt) or 0.0) for prompt, n in calls.items())
     if settings.max_cost_usd is not None and most > settings.max_cost_usd:
         raise ConfigError(
-            f"the judge {asked.model!r} could cost ${most:.4f} for {n_answers} answers, max_cost_usd is "
-            f"${settings.max_cost_usd:g}: raise it, or lower evaluation.limit, cells or max_response_tokens"
+            f"the judge {asked.model!r} could cost ${most:.4f} for {n_scored} scores and {n_compared} comparisons, "
+            f"max_cost_usd is ${settings.max_cost_usd:g}: raise it, or lower evaluation.limit, cells or "
+            "max_response_tokens"
         )
     client = open_client(asked.base_url, settings.api_key_env, settings.answer_timeout)
     rate = settings.calls_per_minute
@@ -151,7 +154,7 @@ def _evaluate(
         target = load_configured_target(vector.model_name, settings)
     with counting(console, f"{vector.style_name}, parts", len(spec.parts)) as gained:
         style = styles[vector.style_name]
-        scorer = make_scorer(judge, style, max_concurrent=settings.max_concurrent_calls) if judge else None
+        scorer = AnswerJudge(judge, style, settings.max_concurrent_calls) if judge else None
         examiner = Examiner(target, vector, style, spec, store, scorer)
         evaluation, done = evaluate_vector(examiner, after=lambda part: gained(1))
     specificity = specificity_of(store.require_json(done.states["steered"].answers), styles)
@@ -222,6 +225,8 @@ def _show_judged(console: Console, result: Evaluation) -> None:
             means = ("" if mean is None else f"{mean:.0f}" for mean in (scores.style, scores.coherence))
             table.add_row(part, *means, str(scores.n), str(scores.unreadable))
     console.print(folded(table))
+    for said in describe_judging(result):
+        console.print(Text(said), soft_wrap=True)
 
 
 def _row(figures: StateFigures) -> list[str]:

@@ -9,11 +9,13 @@ from pydantic import Field
 
 from factory.evaluation.cell import Cell
 from factory.evaluation.figures import (
+    Agreement,
     Capability,
     CellFigures,
     Check,
     Interval,
     JudgeScores,
+    Preferences,
     Reading,
     RightAnswers,
     Scope,
@@ -37,7 +39,9 @@ class Evaluation(Record):
     it was learned from, added as ``mean_setting`` says; ``cells`` those of the cells that
     answered, ``gate`` what the probe read of every cell; ``right_answers`` what steering does to those of
     each task, where the evaluation had tasks, and ``capability`` to twelve exact questions; ``specificity`` the
-    share of steered answers by style's markers; ``judged`` a judge's scores of each state, if one was asked.
+    share of steered answers by style's markers; ``judged`` a judge's scores of each state, if one was asked,
+    ``preferred`` whether it prefers the steered or the prompted answers, and ``agreement`` how far its scores
+    agree with the style's markers.
     """
 
     style: str
@@ -62,6 +66,8 @@ class Evaluation(Record):
     specificity: dict[str, float]
     settings: Scope
     judged: dict[str, JudgeScores] = Field(default_factory=dict)
+    preferred: Preferences | None = None
+    agreement: Agreement | None = None
 
     @classmethod
     def read(cls, metadata: Mapping[str, object]) -> Self | None:

@@ -89,7 +89,8 @@ class Examiner:
         cell = choose_cell(done.cells, self.spec).setting
         if part == "capability":
             return self._capability(cell)
-        return self._measure(part, self._steering(part, cell))
+        measured = self._measure(part, self._steering(part, cell))
+        return self._compare(measured, done.states["prompted"]) if part == "steered" else measured
 
     def mean_steering(self) -> Steering:
         """The mean, added as its own probe finds best.
@@ -171,8 +172,16 @@ class Examiner:
         )
         if self.scorer is None:
             return answered
-        judged, cost = self.scorer(questions, answers)
+        judged, cost = self.scorer.score(questions, answers)
         return answered.model_copy(update={"judged": judged, "cost_usd": cost})
+
+    def _compare(self, steered: Answered, prompted: Answered) -> Answered:
+        """``steered``, with the judge's preference between its answers and the ``prompted`` ones, if there is one."""
+        if self.scorer is None:
+            return steered
+        after, before = (answers_of(self.store.require_json(state.answers)) for state in (steered, prompted))
+        preferred, cost = self.scorer.prefer(self.spec.questions, after, before)
+        return steered.model_copy(update={"preferred": preferred, "cost_usd": steered.cost_usd + cost})
 
     def _steering(self, part: str, cell: Cell) -> Steering:
         steering = apply_cell(self.vector, cell)

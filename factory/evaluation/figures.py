@@ -67,6 +67,50 @@ class JudgeScores(Record):
     failed: str | None = None
 
 
+class JudgedAnswers(JudgeScores):
+    """Scores with their list by answer: ``styles``, None where an answer got none; older files have no list."""
+
+    styles: tuple[int | None, ...] = ()
+
+    def summary(self) -> JudgeScores:
+        """The scores without their list."""
+        return JudgeScores.model_validate(self.to_json())
+
+
+class Preferences(Record):
+    """Which of two answers to each of ``n`` questions a judge prefers, shown both orders: the steered or the prompted.
+
+    ``won``: the steered one in both orders, ``lost``: the prompted one in both. ``split``: it prefers
+    whichever stands in one place; ``tied``: all others. ``interval``: of the gain, won less lost, as a share of ``n``.
+    ``unreadable`` questions have no two readable replies. ``failed``: why the judge was not heard.
+    """
+
+    model: str
+    n: int = 0
+    won: int = 0
+    lost: int = 0
+    tied: int = 0
+    split: int = 0
+    interval: Interval | None = None
+    unreadable: int = 0
+    failed: str | None = None
+
+
+class Agreement(Record):
+    """How far a judge and the style's markers agree on which of ``n`` answers are in the style.
+
+    ``kappa``: Cohen's (1960): 1 is full agreement, 0 what chance would give; None where chance alone
+    gives full agreement, as both say the same of every answer.
+    """
+
+    n: int
+    both: int
+    judge_only: int
+    markers_only: int
+    neither: int
+    kappa: float | None
+
+
 class Reading(Record):
     """What the probe reads of one cell, averaged over questions.
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from factory.evaluation.figures import AnswerFigures, Capability, CellFigures, Environment, JudgeScores, Reading
+from factory.evaluation.figures import (
+    AnswerFigures,
+    Capability,
+    CellFigures,
+    Environment,
+    JudgedAnswers,
+    Preferences,
+    Reading,
+)
 from factory.evaluation.spec import MEAN
 from factory.frozen import Record
 
@@ -13,12 +21,13 @@ from factory.frozen import Record
 class Answered(Record):
     """A state of the model that answered the held-out questions. ``answers``: where they lie in the store.
 
-    ``cost_usd``: what the judge's scores cost. ``answers_sha256`` and ``environment``: what was answered, and
-    where; older files do not say.
+    ``preferred``: which answers a judge prefers, of the steered state alone; ``cost_usd``: what the judge
+    has cost. ``answers_sha256`` and ``environment``: what was answered, and where; older files do not say.
     """
 
     figures: AnswerFigures
-    judged: JudgeScores | None = None
+    judged: JudgedAnswers | None = None
+    preferred: Preferences | None = None
     cost_usd: float = 0.0
     answers: str
     answers_sha256: str | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from factory.evaluation.agreement import agreement_of
 from factory.evaluation.cell import Cell
 from factory.evaluation.certificate import CERTIFICATE, Certificate
 from factory.evaluation.evaluation import KEY, TASKS, Evaluation
@@ -123,7 +124,9 @@ def conclude(
             max_new_tokens=spec.max_new_tokens,
             max_loops=spec.max_loops,
         ),
-        judged={name: scores for name in STATES if (scores := states[name].judged)},
+        judged={name: scores.summary() for name in STATES if (scores := states[name].judged)},
+        preferred=states["steered"].preferred,
+        agreement=agreement_of(states.values()),
     )
 
 

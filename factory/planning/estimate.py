@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factory.config import Settings
-from factory.evaluation.judged import count_judged
+from factory.evaluation.judged import count_compared, count_judged
 from factory.evaluation.spec import EvaluationSpec
 from factory.pairs.styles import Style
 from factory.planning.learning_time import estimate_learning
@@ -21,7 +21,7 @@ from factory.planning.specify import plan_evaluation, plan_extraction, plan_lear
 from factory.planning.supply import Supply, asked_questions, find_supply, questions_of, request_style
 from factory.store import Store
 from factory.teacher.gates import check_answer
-from factory.teacher.judge import judge_prompt, judge_spec
+from factory.teacher.judge import comparison_prompt, judge_prompt, judge_spec
 from factory.teacher.replies import stored_reply
 from factory.teacher.request import build_request, request_key
 from factory.teacher.spec import TeacherSpec
@@ -30,7 +30,8 @@ from factory.teacher.writing import ATTEMPTS
 
 USUAL_WORDS = 120  # of an answer; the built-in styles ask for 60 to 90
 USUAL_ANSWER = "x" * 6 * USUAL_WORDS
-SCORE_TOKENS = 16  # of a judge's reply
+SCORE_TOKENS = 16  # of a judge's reply with two scores
+CHOICE_TOKENS = 6  # of one that names the better text
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,11 @@ class Asking:
             return 1, []
         return 0, [_Call(model, likely_tokens(prompt), SCORE_TOKENS, self.spec.max_response_tokens)]
 
+    def comparison(self, model: str, style: Style, question: str) -> _Call:
+        """The call by which a judge compares two answers of the usual length."""
+        prompt = comparison_prompt(style, question, USUAL_ANSWER, USUAL_ANSWER)
+        return _Call(model, likely_tokens(prompt), CHOICE_TOKENS, self.spec.max_response_tokens)
+
 
 def _estimate_style(
     asking: Asking, style: Style, supply: Supply, evaluation: EvaluationSpec | None, tokens_read: float
@@ -185,6 +191,9 @@ def _estimate_style(
     if evaluation and evaluation.judge_model:
         _, call = asking.judgement(evaluation.judge_model, style, evaluation.questions[0], None)
         calls += call * count_judged(evaluation)
+        calls += [asking.comparison(evaluation.judge_model, style, evaluation.questions[0])] * count_compared(
+            evaluation
+        )
     pairs = len(supply.pairs) + len(supply.missing)
     spec = asking.spec
     return StyleEstimate(

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from factory.benchmark.outcome import TaskResult, read_tasks
+from factory.evaluation.agreement import describe_judging
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.thought import answers_of
 from factory.extras import DISTRIBUTION
@@ -114,6 +115,11 @@ class StyleSection:
         """How the evaluation adds the mean from which the vector was learned, in a few words."""
         setting = self.evaluation.mean_setting if self.evaluation else None
         return setting.describe() if setting else ""
+
+    @property
+    def judging(self) -> list[str]:
+        """What a judge prefers and how far it agrees with the markers, if one was asked."""
+        return describe_judging(self.evaluation) if self.evaluation else []
 
     @property
     def quality(self) -> Quality | None:

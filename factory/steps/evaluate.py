@@ -15,8 +15,7 @@ from factory.benchmark.outcome import right_answers_of
 from factory.config import Settings
 from factory.errors import StoreError, TeacherRefused
 from factory.evaluation.evaluation import TASKS, Evaluation
-from factory.evaluation.figures import JudgeScores
-from factory.evaluation.judged import Scorer, make_scorer
+from factory.evaluation.judged import AnswerJudge, Scorer, Silent
 from factory.evaluation.spec import MEAN, EvaluationSpec
 from factory.files import sha256_of
 from factory.log import log
@@ -74,23 +73,13 @@ def _scorer(page: Page, number: int, settings: Settings, broker_url: str) -> Sco
     try:
         judge = open_judge(page.ledger, payer, settings, broker_url, spec.judge_model)
     except TeacherRefused as error:
-        return _silent(spec.judge_model, str(error))
+        return Silent(spec.judge_model, str(error))
     judge = replace(judge, deadline=time.monotonic() + min(PATIENCE, settings.visibility_timeout / 5))
-    return make_scorer(
-        judge,
-        page.style,
-        max_concurrent=settings.max_concurrent_calls,
-        may_go_on=lambda: require_unended(page),
-    )
+    return AnswerJudge(judge, page.style, settings.max_concurrent_calls, lambda: require_unended(page))
 
 
 def _missing_judge(spec: EvaluationSpec) -> Scorer | None:
-    return _silent(spec.judge_model, "the judge did not answer in time") if spec.judge_model else None
-
-
-def _silent(model: str, why: str) -> Scorer:
-    """No scores, and why."""
-    return lambda questions, answers: (JudgeScores(model=model, failed=why), 0.0)
+    return Silent(spec.judge_model, "the judge did not answer in time") if spec.judge_model else None
 
 
 def conclude_step(page: Page) -> None:

@@ -1,15 +1,17 @@
-"""The optional judge: a model that scores an answer's style and coherence by a rubric.
+"""The optional judge: a model that scores an answer's style and coherence by a rubric, or compares two.
 
 Each answer is scored alone, without a word on where it comes from, so the judge cannot favour
-one. A reply without scores counts as ``unreadable`` and decides nothing. Small models are useless
+one. Two answers are compared in both orders, as judges favour a place (Zheng et al. 2023, arXiv 2306.05685). A
+reply without scores counts as ``unreadable`` and decides nothing. Small models are useless
 here: SmolLM2 and Qwen-0.5B give 95 to everything.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Literal, TypeVar
 
 from factory.errors import BadReply, PairRejected
 from factory.frozen import Frozen
@@ -43,11 +45,47 @@ style: <number>
 coherence: <number>"""
 
 
+COMPARISON = """You compare two texts about one question. Do not answer it.
+
+Style to look for: {description}
+{characteristics}
+
+Question: {question}
+
+Text A:
+\"\"\"
+{first}
+\"\"\"
+
+Text B:
+\"\"\"
+{second}
+\"\"\"
+
+Which text is more in the style and still answers the question?
+
+Reply with this line and nothing else:
+better: <A, B or tie>"""
+
+Choice = Literal["A", "B", "tie"]
+Read = TypeVar("Read")
+
+
 def judge_prompt(style: Style, question: str, text: str) -> str:
     """What the judge is asked about one answer."""
+    return _filled(RUBRIC, style, question=question, text=text)
+
+
+def comparison_prompt(style: Style, question: str, first: str, second: str) -> str:
+    """What the judge is asked about two answers."""
+    return _filled(COMPARISON, style, question=question, first=first, second=second)
+
+
+def _filled(rubric: str, style: Style, **texts: str) -> str:
+    """The rubric with its places filled at once, so that braces in a text stay what they are."""
     traits = "\n".join(f"- {trait}" for trait in style.characteristics)
-    filled = {"description": style.description, "characteristics": traits, "question": question, "text": text}
-    return re.sub(r"\{(\w+)\}", lambda found: filled[found[1]], RUBRIC)
+    known = {"description": style.description, "characteristics": traits, **texts}
+    return re.sub(r"\{(\w+)\}", lambda found: known[found[1]], rubric)
 
 
 class Scores(Frozen):
@@ -74,6 +112,13 @@ def read_scores(reply: str) -> Scores | None:
     return Scores.model_validate(scores)
 
 
+def read_choice(reply: str) -> Choice | None:
+    """Which text a judge's reply names as the better one, or None if it names none."""
+    found: list[str] = re.findall(r"\bbetter\W{1,6}(?:text\W{1,3})?(a|b|tie)\b", reply, re.IGNORECASE)
+    choices: dict[str, Choice] = {"a": "A", "b": "B", "tie": "tie"}
+    return choices[found[0].lower()] if len({choice.lower() for choice in found}) == 1 else None
+
+
 def judge_spec(spec: TeacherSpec, model: str) -> TeacherSpec:
     """How a judge is asked: at the teacher's endpoint, for the likeliest scores."""
     temperature = None if spec.temperature is None else 0.0  # a server may know no temperature
@@ -92,11 +137,23 @@ def judge_answer(judge: Teacher, style: Style, question: str, text: str) -> tupl
     Raises:
         TeacherBusy, TeacherRefused: as for the teacher.
     """
+    return ask_judge(judge, judge_prompt(style, question, text), read_scores)
+
+
+def ask_judge(
+    judge: Teacher, prompt: str, read: Callable[[str], Read | None]
+) -> tuple[Read | Unreadable, Reply | None]:
+    """What ``read`` makes of the judge's reply to ``prompt``, and the reply if there was one.
+
+    Raises:
+        TeacherBusy, TeacherRefused: as for the teacher.
+    """
     try:
-        reply = judge.ask(judge_prompt(style, question, text))
+        reply = judge.ask(prompt)
     except (BadReply, PairRejected) as error:  # the judge failed, not the answer
         return Unreadable(unreadable=error.reason), None
-    return read_scores(reply.text) or Unreadable(unreadable=reply.text[:80]), reply
+    said = read(reply.text)
+    return (Unreadable(unreadable=reply.text[:80]) if said is None else said), reply
 
 
 def judge_pair(

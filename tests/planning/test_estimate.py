@@ -225,7 +225,9 @@ def test_a_stored_answer_that_fails_its_gates_will_be_asked_once_more(store, tmp
 def test_a_judge_of_the_evaluation_is_part_of_the_estimate(store, tmp_path):
     settings = Settings(styles=NEW["styles"], evaluation={"judge_model": "gpt-6-luna"})
     found = estimate_run(settings, store, tmp_path)
-    assert found.styles[0].calls == count_judged(plan_evaluation(settings)) > 100
+    spec = plan_evaluation(settings)
+    assert found.styles[0].calls == count_judged(spec) + 2 * len(spec.questions)
+    assert count_judged(spec) > 100
     assert 0 < found.usd[0] < found.usd[1]
 
 

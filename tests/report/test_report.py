@@ -149,7 +149,7 @@ def table_of(page, style):
 
 def test_a_judge_s_scores_stand_beside_the_markers(target_folder, tmp_path, page):
     with running_endpoint() as endpoint:
-        endpoint.answer = lambda prompt: "style: 70\ncoherence: 30"
+        endpoint.answer = lambda prompt: "better: A" if "Text B" in prompt else "style: 70\ncoherence: 30"
         judged = {"base_url": endpoint.base_url, "evaluation": SWEEP.model_copy(update={"judge_model": "a judge"})}
         ledger, settings = make_run(target_folder, tmp_path, Store(str(tmp_path / "runs")), STYLES[:1], judged)
         finish_run(ledger, settings)
@@ -162,6 +162,9 @@ def test_a_judge_s_scores_stand_beside_the_markers(target_folder, tmp_path, page
     assert ["70", "30"] in scores.values()
     assert all(pair in (["70", "30"], ["–", "–"]) for pair in scores.values())  # an empty answer has none
     assert "The judge, a judge, scores" in shown
+    for text in (shown, Path(write_summary(ledger)).read_text()):
+        assert "in both orders, the judge prefers the steered one on" in text
+        assert "kappa of judge and markers" in text
     assert "judge" not in "".join(table_of(page, STYLES[0])[0])
     assert "The judge" not in page
 

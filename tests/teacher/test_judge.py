@@ -8,7 +8,7 @@ import pytest
 
 from factory.config import Settings
 from factory.errors import ConfigError, TeacherBusy
-from factory.evaluation.judged import count_judged
+from factory.evaluation.judged import AnswerJudge, count_judged
 from factory.pairs.styles import load_style, parse_style
 from factory.planning.plan import plan_run
 from factory.planning.specify import plan_teacher
@@ -17,7 +17,7 @@ from factory.run.progress import progress_of
 from factory.steps.evaluate import conclude_step, evaluate_step
 from factory.teacher.client import Teacher
 from factory.teacher.connection import open_client
-from factory.teacher.judge import as_judge, judge_pair
+from factory.teacher.judge import as_judge, comparison_prompt, judge_pair, read_choice
 from factory.teacher.replies import Payer, stored_reply
 from factory.teacher.writing import write_batch
 from factory.vector.vector import SteeringVector
@@ -34,7 +34,7 @@ USUAL = (100 * PRICE["input"] + 60 * PRICE["output"]) / 1e6  # USD of a call at 
 def endpoint():
     """A judge who sees the style wherever there is a text."""
     with running_endpoint() as server:
-        server.answer = lambda prompt: "style: 70\ncoherence: 30"
+        server.answer = lambda prompt: "better: A" if prompt.startswith("You compare") else "style: 70\ncoherence: 30"
         yield server
 
 
@@ -66,9 +66,68 @@ def test_a_judge_scores_every_state_and_setting_and_is_paid_once(judged, endpoin
     assert sum(scores["n"] + scores["unreadable"] for scores in scored) == count_judged(spec)
     assert all(scores["style"] in (70.0, None) and scores["coherence"] in (30.0, None) for scores in scored)
     assert max(scores["n"] for scores in scored) > 0
+    preferred = found["preferred"]
+    assert preferred["n"] == len(spec.questions)
+    assert preferred["split"] > 0, "who always says A prefers a place, not a text"
+    assert found["agreement"]["n"] == sum(scores["n"] for scores in found["judged"].values())
+    assert found["agreement"]["judge_only"] + found["agreement"]["both"] == found["agreement"]["n"]
     assert set(endpoint.paid.values()) == {1}
     assert progress_of(ledger.of(STYLE)).spent_usd == pytest.approx(len(endpoint.paid) * USUAL)
     assert "share" in found["measured"]["steered"]  # the markers' figures stay
+
+
+QUESTIONS = ["Why?", "How?", "When?", "Where?", "Who?", "What?", "Which?", "Whose?"]
+STEERED = ["good 1", "poor 2", "good 3a", "", "good 5", "", "odd 7", "same"]
+PROMPTED = ["poor 1", "good 2", "good 3b", "good 4", "", "", "good 7", "same"]
+
+
+def by_worth(prompt):
+    """A judge who prefers what calls itself good, and else the first."""
+    if not prompt.startswith("You compare"):
+        return "style: 70\ncoherence: 30"
+    first, second = prompt.split("Text A:")[1].split("Text B:")
+    if "odd" in prompt:
+        return "I cannot say."
+    if ("good" in first) == ("good" in second):
+        return "better: text A"
+    return f"better: {'A' if 'good' in first else 'B'}"
+
+
+def test_a_judge_compares_two_answers_in_both_orders_and_knows_not_which_is_which(store, endpoint):
+    endpoint.answer = by_worth
+    settings = Settings(base_url=endpoint.base_url, teacher_model="judge", pricing=PRICE)
+    judge = Teacher(plan_teacher(settings), open_client(endpoint.base_url, None, 30.0), store, Payer("run", STYLE, 0))
+    found, cost = AnswerJudge(judge, load_style(STYLE), 2).prefer(QUESTIONS, STEERED, PROMPTED)
+    counts = (found.won, found.lost, found.split, found.tied, found.unreadable)
+    assert counts == (2, 2, 1, 2, 1)  # by worth, a place alone, two empty or equal ones, and who cannot say
+    assert found.n == 7
+    assert len(endpoint.paid) == 8, "four questions with two different texts, each in both orders"
+    assert cost == pytest.approx(8 * USUAL)
+    assert not any(word in comparison_prompt(load_style(STYLE), "Q", "x", "y") for word in ("steered", "prompted"))
+    again, _ = AnswerJudge(judge, load_style(STYLE), 2).prefer(QUESTIONS, STEERED, PROMPTED)
+    assert again == found
+    assert set(endpoint.paid.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("reply", "choice"),
+    [
+        ("better: A", "A"),
+        ("Better: **B**", "B"),
+        ("better: text a", "A"),
+        ("better: tie", "tie"),
+        ("better: A\nbetter: B", None),
+        ("better: Anything goes", None),
+        ("A", None),
+    ],
+)
+def test_a_choice_is_read_where_it_is_stated_and_nowhere_else(reply, choice):
+    assert read_choice(reply) == choice
+
+
+def test_two_texts_with_braces_are_compared_as_they_are():
+    prompt = comparison_prompt(load_style(STYLE), "What is {first}?", "{second} {question}", "{traits}")
+    assert all(text in prompt for text in ("What is {first}?", "{second} {question}", "{traits}"))
 
 
 def test_a_second_evaluation_asks_nobody_and_gives_the_same_bytes(judged, endpoint):
@@ -180,6 +239,8 @@ def test_svf_evaluate_shows_a_judge_s_scores_and_what_they_cost(svf, judged, end
     said = svf("evaluate", "v.pt", "--config", "judge.yaml")
     assert said.status in (0, 1), said.err
     assert "by the judge" in said.out
+    assert "in both orders, the judge prefers" in said.out
+    assert "Cohen's kappa of judge and markers" in said.out
     assert "judge judge: $" in said.err
     again = svf("evaluate", "v.pt", "--config", "judge.yaml")
     assert "judge judge: $0.0000" in again.err

@@ -181,11 +181,11 @@ def test_a_judge_that_is_not_there_is_given_up_in_words_and_asked_once(store, mo
     monkeypatch.setattr(judged, "TRIES", 1)
     spec = LOCAL.model_copy(update={"base_url": "http://127.0.0.1:9/v1"})
     judge = replace(teacher_at(Scripted(), store, spec), client=open_client(spec.base_url, None, 5.0))
-    score = judged.make_scorer(judge, STYLE, max_concurrent=2)
+    score = judged.AnswerJudge(judge, STYLE, 2).score
     figures, cost = score(["Why?", "How?"], ["So.", "Thus."])
     assert "http://127.0.0.1:9/v1 cannot be reached" in str(figures.failed)
     assert cost == 0.0
-    monkeypatch.setattr(judged, "judge_answers", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(judged, "ask_judge", lambda *_, **__: pytest.fail("asked again"))
     assert score(["Why?"], ["So."])[0] == figures
 
 
@@ -196,7 +196,7 @@ def test_a_judge_s_call_that_may_have_been_paid_is_not_repeated_where_nobody_cou
         calls.append(request)
         raise httpx2.ReadTimeout("slow")
 
-    score = judged.make_scorer(teacher_at(httpx2.MockTransport(lost), store), STYLE, max_concurrent=1)
+    score = judged.AnswerJudge(teacher_at(httpx2.MockTransport(lost), store), STYLE, 1).score
     assert "ReadTimeout" in str(score(["Why?"], ["So."])[0].failed)
     assert len(calls) == 1
 
@@ -206,9 +206,7 @@ def test_a_cancelled_style_asks_no_teacher_and_no_judge(store, tmp_path, broker,
     ledger.of(NAME).finish(Ended(state="failed", message="cancelled"))
     with pytest.raises(StyleEnded):
         write_step(ledger.of(NAME), 0, SETTINGS, broker)
-    score = judged.make_scorer(
-        teacher_at(server, store), STYLE, max_concurrent=1, may_go_on=lambda: require_unended(ledger.of(NAME))
-    )
+    score = judged.AnswerJudge(teacher_at(server, store), STYLE, 1, lambda: require_unended(ledger.of(NAME))).score
     with pytest.raises(StyleEnded):
         score(["Why?"], ["So."])
     assert server.bodies == []
