@@ -27,22 +27,21 @@ ROOMS = {
     "factory": (
         *("pairs", "teacher", "target", "extraction", "vector", "learning"),  # as the data flows
         *("evaluation", "benchmark"),
-        *("run", "planning", "steps", "report", "cluster", "serving", "commands", "data"),
+        *("run", "planning", "steps", "report", "cluster", "serving", "vllm", "commands", "data"),
     ),
     "workers": ("flow",),
 }
+# Modules beside the rooms that tell how the factory is used; the others are named in one line.
+DOORS = {"factory": ("pipeline", "cli", "celery", "config", "store"), "workers": ("teacher", "gpu", "reduce")}
 OTHERS = {
-    "config.yaml": "every setting with its unit and default",
-    "config_cpu.yaml": "the settings of a laptop: no key, no GPU, no hub",
-    "datasets/": "starter pairs of the three built-in styles, written for this project",
-    "questions/": "default.txt, from which pairs are written; heldout.txt, for evaluation; disjoint",
+    "config.yaml": "every setting with its unit and default; config_cpu.yaml: those of a laptop, no key, GPU or hub",
+    "datasets/": "starter pairs of the three built-in styles; questions/: for new pairs, and others for evaluation",
     "tests/": "pytest; 'make test' runs all but the slow ones",
     "benchmarks/": "speed of extraction, orchestration and rate limits; quality and cost of learning",
     "examples/": "programs that use the library and the server",
     "docs/": "design, formats, operations, decisions",
-    "Makefile": "make demo, make test, make lint, make chaos",
     "docker-compose.yml": "broker, workers, Flower on one host or several",
-    ".ci/run": "what a change must pass",
+    "Makefile": "make demo, make test, make lint, make chaos; .ci/run: what a change must pass",
 }
 
 
@@ -58,15 +57,18 @@ def tree() -> str:
     for package, rooms in ROOMS.items():
         rows.append((f"{package}/", first_line(ROOT / package / "__init__.py")))
         rows += [(f"  {room}/", first_line(ROOT / package / room / "__init__.py")) for room in rooms]
-        rows += [(f"  {path.name}", first_line(path)) for path in modules(ROOT / package)]
+        rows += modules(package)
     rows += [(name, what or first_line(ROOT / name)) for name, what in OTHERS.items()]
     width = max(len(name) for name, _ in rows) + 2
     return "```text\n" + "".join(f"{name:<{width}}{what}\n" for name, what in rows) + "```\n"
 
 
-def modules(folder: Path) -> list[Path]:
-    """A package's modules by name."""
-    return [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+def modules(package: str) -> list[tuple[str, str]]:
+    """A package's modules beside its rooms: its doors line by line, all others in one."""
+    doors = [ROOT / package / f"{name}.py" for name in DOORS[package]]
+    rest = sorted({path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", *DOORS[package]})
+    rows = [(f"  {path.name}", first_line(path)) for path in doors]
+    return rows + ([("  *.py", f"what all rooms stand on: {', '.join(rest)}")] if rest else [])
 
 
 def context(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:

@@ -29,6 +29,12 @@ def test_generated_parts_are_fresh(refresh, name):
     assert refresh.refreshed(text) == text, "stale: run 'python docs/refresh.py'"
 
 
+@pytest.mark.parametrize("package", ["factory", "workers"])
+def test_the_tree_of_the_readme_shows_every_room(refresh, package):
+    rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert rooms <= set(refresh.ROOMS[package]), "name it in docs/refresh.py, where the data flows through it"
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_between_documents_leads_to_a_file_and_a_heading(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
