@@ -6,7 +6,7 @@ that two evaluations of one vector on the same kind of machine give the same byt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -31,12 +31,25 @@ ASKED = ("questions", "choice_questions", "probe_questions")
 CERTIFIED = ("setting", "layers", "effect", "interval", "marker_gain", "marker_interval", "verdict", "capability")
 
 
+class CertifiedTask(Record):
+    """A task of the evaluation: hashes of its ``items`` in order, and right answers by condition.
+
+    ``limit``: how many items were drawn or made, those that pairs ask included. Conditions are those
+    that can be measured again from the vector's file: not its examples in context, not its mean.
+    """
+
+    name: str
+    limit: int
+    items: tuple[str, ...]
+    right: dict[str, int]
+
+
 class Certificate(Record):
     """What decided an evaluation, and what it found.
 
     ``vector_sha256``: of the tensors and their layers; ``questions``: hashes, by what they were asked
     for; ``settings``: the evaluation's, without its questions; ``answers_sha256``: by state of the model;
-    ``figures``: name -> value.
+    ``figures``: name -> value; ``tasks``: with checkable answers, where the evaluation had some.
     """
 
     version: int
@@ -50,6 +63,7 @@ class Certificate(Record):
     environments: tuple[Environment, ...]
     answers_sha256: dict[str, str]
     figures: dict[str, JsonValue]
+    tasks: tuple[CertifiedTask, ...] = ()
 
     @classmethod
     def read(cls, metadata: Mapping[str, object]) -> Self | None:
@@ -78,7 +92,13 @@ class Certificate(Record):
 
 
 def certify_evaluation(
-    vector: SteeringVector, style: Style, spec: EvaluationSpec, done: PartsDone, evaluation: Evaluation
+    vector: SteeringVector,
+    style: Style,
+    spec: EvaluationSpec,
+    done: PartsDone,
+    evaluation: Evaluation,
+    *,
+    tasks: Sequence[CertifiedTask] = (),
 ) -> Certificate:
     """The certificate of an evaluation that is done."""
     known = vector.metadata
@@ -98,6 +118,7 @@ def certify_evaluation(
         environments=tuple(unique[digest] for digest in sorted(unique)),
         answers_sha256={name: part.answers_sha256 for name, part in sorted(done.states.items()) if part.answers_sha256},
         figures=figures_of(evaluation),
+        **({"tasks": tuple(tasks)} if tasks else {}),  # without any the bytes are those of older versions
     )
 
 
@@ -112,6 +133,7 @@ def figures_of(evaluation: Evaluation) -> dict[str, JsonValue]:
     found["measured"] = {name: part.to_json() for name, part in evaluation.measured.items() if name != MEAN}
     cells = [cell.figures.to_json() | {"setting": cell.setting.describe()} for cell in evaluation.cells]
     found["cells"] = {str(rank): cell for rank, cell in enumerate(cells)}
+    found["right_answers"] = {one.task: {"won": one.won, "lost": one.lost} for one in evaluation.right_answers}
     return dict(_flat(found))
 
 
@@ -161,4 +183,6 @@ def compare_certificates(certified: Certificate, found: Certificate) -> list[Hel
 
 def _comparable(certificate: Certificate) -> dict[str, JsonValue]:
     places = enumerate(certificate.environments)
-    return certificate.to_json() | {"environments": {str(at): place.to_json() for at, place in places}}
+    content = certificate.to_json() | {"environments": {str(at): place.to_json() for at, place in places}}
+    content.pop("tasks", None)
+    return content | {"tasks": {task.name: task.to_json() for task in certificate.tasks}}

@@ -91,6 +91,7 @@ def conclude_step(page: Page) -> None:
     spec = page.ledger.spec
     if page.result or spec.evaluation is None:
         return
+    from factory.benchmark.certified import certify_task
     from factory.evaluation.certificate import certify_evaluation
     from factory.evaluation.verdict import add_evaluation, conclude, specificity_of
 
@@ -103,7 +104,8 @@ def conclude_step(page: Page) -> None:
     results = task_results(page)
     evaluation = conclude(page.style, spec.evaluation, done, specificity, right_answers_of(results))
     vector = _vector(page)
-    certificate = certify_evaluation(vector, page.style, spec.evaluation, done, evaluation)
+    tasks = [certify_task(task, result) for task, result in zip(spec.tasks, results, strict=True)]
+    certificate = certify_evaluation(vector, page.style, spec.evaluation, done, evaluation, tasks=tasks)
     evaluated = add_evaluation(vector, evaluation, certificate)
     if spec.tasks:
         evaluated.metadata[TASKS] = [result.to_json() for result in results]

@@ -18,9 +18,18 @@ from tests.evaluated import SWEEP, finish_run, make_run
 STYLE = "step_by_step_reasoning"
 
 
+def items_in(folder):
+    """A file of items, of which a run asks three."""
+    file = folder / "places.jsonl"
+    rows = [{"question": f"Where is house {n}?", "answer": "AB"[n % 2], "choices": ["here", "there"]} for n in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
 def made_in(folder, target_folder):
-    """The vector of a run in ``folder``, evaluated."""
-    ledger, settings = make_run(target_folder, folder, Store(str(folder / "runs")), [STYLE])
+    """The vector of a run in ``folder``, evaluated, with a task."""
+    tasks = {"evaluation": SWEEP.model_copy(update={"tasks": [str(items_in(folder))], "task_limit": 3})}
+    ledger, settings = make_run(target_folder, folder, Store(str(folder / "runs")), [STYLE], tasks)
     finish_run(ledger, settings)
     return SteeringVector.from_bytes(ledger.store.read(ledger.of(STYLE).vector_key), "v.pt")
 
@@ -30,7 +39,8 @@ def folder(tmp_path_factory, target_folder):
     """A folder with a run, its certified vector, and a configuration for the model on this machine."""
     folder = tmp_path_factory.mktemp("certified")
     made_in(folder, target_folder).save(folder / "v.pt")
-    settings = {"device": "cpu", "load_in_8bit": False, "evaluation": SWEEP.model_dump()}
+    evaluation = SWEEP.model_copy(update={"tasks": [str(folder / "places.jsonl")]})
+    settings = {"device": "cpu", "load_in_8bit": False, "evaluation": evaluation.model_dump()}
     (folder / "cpu.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
@@ -67,6 +77,30 @@ def test_a_certificate_says_nothing_of_hosts_folders_and_times(certificate, fold
 @pytest.mark.parametrize("anew", [(), pytest.param(("--anew",), marks=pytest.mark.slow)])
 def test_every_entry_of_an_honest_certificate_holds_from_the_store_and_anew(folder, capsys, anew):
     assert certify(folder, capsys, *anew) == (0, set())
+
+
+def test_a_task_is_asked_again_and_an_edited_count_of_right_answers_is_named(folder, capsys):
+    vector = SteeringVector.load(folder / "v.pt")
+    certified = vector.metadata["certificate"]
+    (task,) = certified["tasks"]
+    assert (task["name"], task["limit"], len(task["items"])) == ("places", 3, 3)
+    assert set(task["right"]) == {"unsteered", "prompted", "random", "steered"}
+    right = task["right"] | {"steered": 3 - task["right"]["steered"]}
+    edited = certified | {"tasks": [task | {"right": right}]}
+    replace(vector, metadata=vector.metadata | {"certificate": edited}).save(folder / "boasting.pt")
+    assert certify(folder, capsys, file="boasting.pt") == (1, {"tasks.places.right.steered"})
+
+
+def test_a_task_whose_items_are_gone_is_named_and_fails_nothing(folder, capsys, tmp_path):
+    (tmp_path / "places.jsonl").write_text('{"question": "Q?", "answer": "1"}\n{"question": "R?", "answer": "2"}\n')
+    words = ["certify", folder / "v.pt", "--config", folder / "cpu.yaml", "--output", folder, "--json"]
+    words += ["--task", tmp_path / "places.jsonl"]
+    status = svf.main([str(word) for word in words], standalone_mode=False)
+    said = json.loads(capsys.readouterr().out)
+    assert (status, said["holds"]) == (0, True)
+    gone, in_context = said["not_measured_again"]
+    assert gone.startswith("task places: 3 of its 3 items are not in")
+    assert in_context == "tasks with examples in context"
 
 
 def test_an_edited_effect_and_an_edited_vector_are_named(folder, capsys):
