@@ -16,6 +16,8 @@ from rich.text import Text
 from factory.benchmark.outcome import BASES, SIGNIFICANT
 from factory.commands.counting import counting
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job, output_option
+from factory.commands.prose import say
+from factory.commands.tables import folded
 from factory.errors import VectorError
 from factory.extras import require_target
 from factory.files import shipped_file
@@ -23,6 +25,14 @@ from factory.pairs.dataset import dataset_path, load_pairs
 from factory.pairs.heldout import asked_hashes
 from factory.pairs.pair import ContrastivePair
 from factory.pairs.styles import load_style
+
+LEGEND = {  # what the columns of a table mean
+    "letter": "right by the likeliest letter",
+    "cut": "thoughts that never ended",
+    "none": "answers without a result",
+    "tokens": "generated per right answer",
+    "to": "change of the share right, with McNemar's exact p (* below 0.05)",
+}
 
 if TYPE_CHECKING:
     from factory.benchmark.condition import Condition
@@ -98,13 +108,13 @@ def _held_out(tasks: Sequence[Task], loaded: dict[Path, SteeringVector], console
         hashes = asked_hashes(vector.metadata)
         if hashes is None:
             said = f"{path}: does not say which questions its pairs ask: whether they are in a task cannot be known"
-            console.print(Text(said, style="yellow"), soft_wrap=True)
+            say(console, Text(said, style="yellow"))
         asked |= set(hashes or [])
     kept = [task.without(asked) for task in tasks]
     for task in kept:
         if task.left_out:
             said = f"{task.name}: left out {task.left_out} items, which the vectors' pairs ask"
-            console.print(Text(said, style="yellow"), soft_wrap=True)
+            say(console, Text(said, style="yellow"))
     return kept
 
 
@@ -174,25 +184,22 @@ def _run(
 
 
 def _show(results: Sequence[TaskResult]) -> None:
-    console = Console(highlight=False)
+    console, shown = Console(highlight=False), set[str]()
     for result in results:
         chosen = any(outcome.by_likelihood for outcome in result.outcomes)
         thinks = any(outcome.thoughts_cut for outcome in result.outcomes)
         table = Table(box=None, pad_edge=False)
         optional = [*(["letter"] if chosen else []), *(["cut"] if thinks else [])]
         for head in ["", "right", "95 %", *optional, "none", "tokens", "to unsteered", "to prompted"]:
-            table.add_column(head, no_wrap=True)
+            table.add_column(head)
         for outcome in result.outcomes:
             table.add_row(*_row(result, outcome, optional))
         console.print(Text(f"\n{result.task}: {result.n_items} items", style="bold"))
-        console.print(table)
+        console.print(folded(table))
         _show_random(console, result)
-    console.print(
-        "\nnone: answers without a result. cut: thoughts that never ended. tokens: generated per right answer. "
-        "letter: right by the likeliest letter. to ...: change of the share, with McNemar's exact p (* below 0.05)",
-        style="dim",
-        soft_wrap=True,
-    )
+        shown |= {"none", "tokens", "to", *optional}
+    legend = [f"{head}: {meaning}" for head, meaning in LEGEND.items() if head in shown]
+    say(console, Text(f"\n{'. '.join(legend)}", style="dim"))
 
 
 def _show_random(console: Console, result: TaskResult) -> None:
@@ -200,7 +207,7 @@ def _show_random(console: Console, result: TaskResult) -> None:
     for outcome in result.outcomes:
         found = result.comparison(outcome.condition, "random")
         if found:
-            console.print(Text(f"{outcome.condition} against {found.base}: {_comparison(found)}"), soft_wrap=True)
+            say(console, Text(f"{outcome.condition} against {found.base}: {_comparison(found)}"))
 
 
 def _row(result: TaskResult, outcome: Outcome, optional: Sequence[str]) -> list[Text]:

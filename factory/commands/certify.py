@@ -16,6 +16,7 @@ from rich.text import Text
 from factory.benchmark.outcome import BASES, right_answers_of
 from factory.commands.counting import counting
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job, output_option
+from factory.commands.tables import folded
 from factory.errors import BenchmarkError, ConfigError, MissingExtra
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.figures import RightAnswers
@@ -172,11 +173,13 @@ def _show(style: str, lines: Sequence[Held], unmeasured: Sequence[str]) -> None:
         console.print(Text(f"not measured again: {what}", style="yellow"), soft_wrap=True)
     failed = [line for line in lines if not line.holds]
     if not failed:
-        console.print(Text.assemble((style, "bold"), f": all {len(lines)} entries of its certificate hold"))
+        console.print(
+            Text.assemble((style, "bold"), f": all {len(lines)} entries of its certificate hold"), soft_wrap=True
+        )
         return
     said = f": {len(failed)} of {len(lines)} entries of its certificate do not hold"
-    console.print(Text.assemble((style, "bold"), said))
+    console.print(Text.assemble((style, "bold"), said), soft_wrap=True)
     table = Table("", "certified", "found", box=None)
     for line in failed:
         table.add_row(Text(line.name), Text(str(line.certified)), Text(str(line.found)))
-    console.print(table)
+    console.print(folded(table))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from factory.commands.options import Job, job_options, json_option
+from factory.commands.prose import say
 from factory.commands.tables import folded
 from factory.config import describe_limits
 from factory.planning.estimate import Estimate, StyleEstimate, estimate_run
@@ -40,7 +41,7 @@ def estimate(job: Job, as_json: bool) -> int:
         table.add_row(*_row(style))
     console.print(folded(table))
     for line in _explain(found, job):
-        console.print(line, soft_wrap=True, markup=False)
+        say(console, line)
     return 0
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from factory.cluster.folder_lock import writing_alone
 from factory.commands.counting import counting
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job
+from factory.commands.prose import say
 from factory.commands.tables import folded
 from factory.config import Settings
 from factory.errors import ConfigError
@@ -197,20 +198,25 @@ def _show(results: Sequence[Evaluation]) -> None:
         table = Table("", "in the style", "95 %", "markers", "words", "distinct", "loops", "perplexity", box=None)
         for part, figures in result.measured.items():
             table.add_row(part, *_row(figures))
-        effect = "" if result.verdict == NOT_MEASURED else f", effect {result.effect:+.2f} {list(result.interval)}"
-        console.print(Text.assemble("\n", (result.style, "bold"), f": {result.verdict}{effect}"))
-        console.print(f"at {result.setting.describe()}; exact answers {_capability(result.capability)}", soft_wrap=True)
+        effect = "" if result.verdict == NOT_MEASURED else _effect(result)
+        console.print(Text.assemble("\n", (result.style, "bold"), f": {result.verdict}{effect}"), soft_wrap=True)
+        say(console, f"at {result.setting.describe()}; exact answers {_capability(result.capability)}")
         console.print(folded(table))
         for check in result.checks:
-            console.print(Text(f"{PASSED[check.passed]} {check.name}: {check.said}"), soft_wrap=True)
+            say(console, Text(f"{PASSED[check.passed]} {check.name}: {check.said}"))
         _show_judged(console, result)
         if result.advice:
-            console.print(Text(result.advice, style="yellow"), soft_wrap=True)
+            say(console, Text(result.advice, style="yellow"))
     if len(results) > 1:
         matrix = Table("vector \\ markers", *(result.style for result in results), box=None)
         for result in results:
             matrix.add_row(result.style, *(f"{result.specificity[other.style]:.0%}" for other in results))
         console.print("\nshare of steered answers that show each style's markers", folded(matrix))
+
+
+def _effect(result: Evaluation) -> str:
+    low, high = result.interval
+    return f", effect {result.effect:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _show_judged(console: Console, result: Evaluation) -> None:

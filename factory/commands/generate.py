@@ -7,11 +7,11 @@ import time
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from factory.commands.here import LOG_FILE, run_here
 from factory.commands.options import Job, hide_loading_bar, job_options
+from factory.commands.prose import say
 from factory.config import describe_limits
 from factory.extras import require_target
 from factory.log import start_logging
@@ -46,11 +46,11 @@ def generate(job: Job) -> int:
         return submit(plan, job.store)
 
     if needs_teacher:
-        console.print(describe_limits(job.configuration), soft_wrap=True, markup=False)
+        say(console, describe_limits(job.configuration))
     for note in plan.notes:
-        console.print(note, soft_wrap=True, markup=False)
+        say(console, note)
     for warning in plan.warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+        say(console, Text.assemble(("warning:", "yellow"), f" {warning}"))
     ledger = Ledger(job.store, plan.spec.run_id)
     status = run_here(job, ledger, start, needs_teacher=needs_teacher, console=console)
     seconds = time.monotonic() - started

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from factory.commands.ledgers import find_ledger
 from factory.commands.options import config_option, open_job, output_option
+from factory.commands.prose import say
 from factory.run.ledger import Ledger
 
 LONGEST_EXAMPLE = 420  # characters on the terminal
@@ -36,13 +37,13 @@ def show_measured(ledger: Ledger, console: Console) -> None:
     for page in ledger.pages:
         result = page.result
         if result and result.message:
-            console.print(Text.assemble((page.name, "yellow"), f": {result.message}"), soft_wrap=True)
+            say(console, Text.assemble((page.name, "yellow"), f": {result.message}"))
         elif result and result.verdict:
             shares = f"{result.steered:.0%} of answers in the style, {result.unsteered:.0%} unsteered"
             if result.mean is not None:
                 shares += f", {result.mean:.0%} with the mean that it was learned from"
             verdict = f": {result.verdict} ({shares}, {result.setting})"
-            console.print(Text.assemble((page.name, "bold"), verdict), soft_wrap=True)
+            say(console, Text.assemble((page.name, "bold"), verdict))
     show_examples(ledger, console)
 
 

@@ -52,7 +52,8 @@ def _print_run(console: Console, path: Path) -> None:
     file = run_path(path)
     if file.is_file():
         made = json.loads(file.read_text(encoding="utf-8"))
-        console.print(f"made by run {made['run']}, peak memory of its worker {made['peak_memory_mib']:,} MiB\n")
+        said = f"made by run {made['run']}, peak memory of its worker {made['peak_memory_mib']:,} MiB\n"
+        console.print(said, soft_wrap=True)
 
 
 def _describe(vector: Any) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Every command twice at once, in one folder: the second one ends well or with a sentence, and no file is damaged."""
+"""Every command twice at once, in one folder: the second one ends well or with a sentence, and no file is damaged.
+
+In a pipe of 60 columns, without colours, in a folder with brackets in its name.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,8 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, target_folder, target) -> Path:
     """A folder with a run that has ended, its outputs, and files of another program."""
-    folder = tmp_path_factory.mktemp("twice")
+    folder = tmp_path_factory.mktemp("twice") / "[red]"  # brackets are no markup
+    folder.mkdir()
     ledger, settings = make_run(target_folder, folder / "out", Store(str(folder / "out" / "runs")), [STYLE])
     finish_run(ledger, settings)
     for name in ("one", "two"):
@@ -106,6 +110,8 @@ def became(place, target_folder, tmp_path_factory) -> dict[str, list[dict]]:
             "HF_HOME": str(services / "cache"),
             "HF_TOKEN": "hf_test",
             "OMP_NUM_THREADS": "1",
+            "COLUMNS": "60",
+            "NO_COLOR": "1",
             "PYTHONPATH": str(ROOT),
         }
         ended = subprocess.run(
@@ -130,6 +136,8 @@ def test_the_second_of_two_at_once_ends_well_or_with_a_sentence(became, name):
         assert "Traceback" not in one["said"], one["said"]
         assert "error: unexpected" not in one["said"], one["said"]
         assert one["status"] not in (99, -9), one["said"]
+        assert "\x1b" not in one["said"], one["said"]  # no terminal is there, and no colour wanted
+        assert "…" not in one["said"], one["said"]  # nothing is cut
     if sentence:
         told = sentence.replace("PORT", became["port"][0]["said"])
         (loser,) = [one for one in both if one["status"] in (1, 2)]
