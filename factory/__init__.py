@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from factory.pairs.pair import ContrastivePair
     from factory.pairs.styles import Style, load_style
     from factory.pipeline import build_vector
-    from factory.target.model import Target, load_target
+    from factory.target.loading import load_target
+    from factory.target.model import Target
     from factory.vector.recommendation import Recommendation
     from factory.vector.sharing import load_shared
     from factory.vector.steer import Steering, generate, generate_batch, steered_cache
@@ -39,7 +40,7 @@ _HOMES = {
     "load_pairs": "pairs.dataset",
     "load_shared": "vector.sharing",
     "load_style": "pairs.styles",
-    "load_target": "target.model",
+    "load_target": "target.loading",
     "render": "extraction.recipe",
     "steered_cache": "vector.steer",
 }

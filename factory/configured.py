@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from factory.config import Settings
-from factory.target.model import Target, choose_device, load_target
+from factory.target.loading import choose_device, load_target
+from factory.target.model import Target
 
 
 def load_configured_target(name: str, settings: Settings) -> Target:
@@ -17,7 +18,7 @@ def load_configured_target(name: str, settings: Settings) -> Target:
 
     Raises:
         ConfigError: ``allowed_models`` names others.
-        TargetError: see :func:`factory.target.model.load_target`.
+        TargetError: see :func:`factory.target.loading.load_target`.
     """
     settings.require_allowed(name)
     if settings.threads:

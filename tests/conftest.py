@@ -114,7 +114,7 @@ def qwen_folder(tmp_path_factory, starter_pairs) -> Path:
 @pytest.fixture(scope="session")
 def target(target_folder):
     """The tiny Llama, loaded."""
-    from factory.target.model import load_target
+    from factory.target.loading import load_target
 
     return load_target(str(target_folder), "cpu")
 
@@ -122,7 +122,7 @@ def target(target_folder):
 @pytest.fixture(scope="session")
 def qwen_target(qwen_folder):
     """The tiny Qwen2, loaded."""
-    from factory.target.model import load_target
+    from factory.target.loading import load_target
 
     return load_target(str(qwen_folder), "cpu")
 

@@ -28,7 +28,8 @@ from transformers import (
     StableLmConfig,
 )
 
-from factory.target.model import Target, load_target
+from factory.target.loading import load_target
+from factory.target.model import Target
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"

@@ -36,6 +36,10 @@ RUN = {f"factory.{room}" for room in ("run", "planning", "steps", "report", "clu
 }
 
 
+# Modules of the target that need this environment's transformers.
+LOADED = {"factory.target.model", "factory.target.loading", "factory.target.kv"}
+
+
 @cache
 def imports_of(module, at_start_only=False):
     """Full names of what a module imports; with ``at_start_only`` not those inside functions or for types."""
@@ -127,7 +131,7 @@ def test_no_domain_module_imports_the_terminal_or_the_queue():
         ("factory.benchmark", RUN),
         ("factory.serving", RUN | {"factory.teacher", "factory.evaluation"}),
         # vLLM's environment has a transformers of its own, and no queue.
-        ("factory.vllm", RUN | {"factory.teacher", "factory.evaluation", "factory.target.model", "factory.target.kv"}),
+        ("factory.vllm", RUN | LOADED | {"factory.teacher", "factory.evaluation"}),
         ("factory.report", {"factory.steps", "factory.commands", "workers", "workers.flow"}),
         ("factory.steps", {"factory.report", "factory.commands", "factory.cluster", "workers", "workers.flow"}),
         ("factory.store", {"factory.pairs"}),

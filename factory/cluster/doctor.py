@@ -139,7 +139,7 @@ def check_disk(folder: Path) -> Finding:
 def check_device(settings: Settings) -> Finding:
     """Whether the configured device is here. Only gpu workers need one."""
     try:
-        from factory.target.model import choose_device
+        from factory.target.loading import choose_device
     except ImportError:
         advice = "gpu and reduce workers need pip install '.[target]'; a teacher worker does not"
         return Finding("device", "warning", "no torch here", advice)

@@ -45,7 +45,7 @@ def _load_resident(asked: tuple[str, str, str, str | None, bool], depth: int | N
     loaded, target = _resident.get(asked, (0, None))
     if target is not None and (loaded is None or (depth is not None and depth <= loaded)):
         return target
-    from factory.target.model import load_target
+    from factory.target.loading import load_target
 
     log.info("loading target model %s%s", name, f", its first {depth} layers" if depth else "")
     target = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from factory.config import Settings
 from factory.errors import TeacherBusy, TeacherRefused
 from factory.log import log
@@ -12,7 +14,7 @@ from factory.run.entries import Written
 from factory.run.ledger import Page
 from factory.run.pause import pause_run, require_calls_that_succeed, require_going_on
 from factory.teacher.replies import Payer
-from factory.teacher.writing import PATIENCE, draw_bill, write_batch
+from factory.teacher.writing import PATIENCE, WrittenBatch, draw_bill, write_batch
 
 
 def write_step(page: Page, number: int, settings: Settings, broker_url: str) -> None:
@@ -28,14 +30,13 @@ def write_step(page: Page, number: int, settings: Settings, broker_url: str) -> 
         return
     ledger = page.ledger
     require_going_on(page)
-    style, spec = page.style, ledger.spec.teacher
     questions = page.batches[number].questions
     payer = Payer(ledger.run_id, page.name, number)
     try:
         teacher = open_teacher(ledger, payer, settings, broker_url)
         made = write_batch(
             teacher,
-            style,
+            page.style,
             questions,
             max_concurrent=settings.max_concurrent_calls,
             may_go_on=lambda: require_going_on(page),
@@ -48,8 +49,20 @@ def write_step(page: Page, number: int, settings: Settings, broker_url: str) -> 
         raise
     if made.has_unanswered:  # not recorded while calls fail: 'svf resume' asks again
         require_calls_that_succeed(ledger, broker_url)
-    key = put_pairs(ledger.store, made.pairs, made.rejected)
-    bill = draw_bill(ledger.store, spec, style, questions, payer)
+    entry = _keep(page, made, payer, questions)
+    page.record("written", number, entry)
+    log.info(
+        "batch %d: %d pairs written, %d rejected, $%.4f", number, len(made.pairs), len(made.rejected), entry.cost_usd
+    )
+    # Only now: this batch is done and stays so, but the calls it took may show that the next would fail.
+    require_calls_that_succeed(ledger, broker_url)
+
+
+def _keep(page: Page, made: WrittenBatch, payer: Payer, questions: Sequence[str]) -> Written:
+    """Put a batch's pairs into the store; returns what is written down of them, with what they cost."""
+    store, spec = page.store, page.ledger.spec.teacher
+    key = put_pairs(store, made.pairs, made.rejected)
+    bill = draw_bill(store, spec, page.style, questions, payer)
     entry = Written(
         key=key,
         n_pairs=len(made.pairs),
@@ -61,12 +74,7 @@ def write_step(page: Page, number: int, settings: Settings, broker_url: str) -> 
         paid_tokens=bill.paid_tokens,
     )
     left_out = tuple(sorted({name for pair in made.pairs for name in _left_out(pair)}))
-    page.record("written", number, entry.model_copy(update={"left_out": left_out}) if left_out else entry)
-    log.info(
-        "batch %d: %d pairs written, %d rejected, $%.4f", number, len(made.pairs), len(made.rejected), bill.spent_usd
-    )
-    # Only now: this batch is done and stays so, but the calls it took may show that the next would fail.
-    require_calls_that_succeed(ledger, broker_url)
+    return entry.model_copy(update={"left_out": left_out}) if left_out else entry
 
 
 def _left_out(pair: ContrastivePair) -> list[str]:

@@ -320,7 +320,7 @@ def preload() -> None:
         "factory.extraction.extract",
         "factory.learning.learn",
         "factory.pipeline",
-        "factory.target.model",
+        "factory.target.loading",
         "workers.flow.submit",
         "workers.flow.guard",
         "openai",

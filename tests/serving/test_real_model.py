@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from factory.target.download import BUILT_IN
-from factory.target.model import load_target
+from factory.target.loading import load_target
 from factory.vector.steer import Steering, generate
 from factory.vector.vector import SteeringVector
 from tests.serving.running import KEY, served

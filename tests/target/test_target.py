@@ -11,7 +11,7 @@ import torch
 from factory import build_vector, load_target
 from factory.errors import PairRejected, TargetError
 from factory.steps.resident import load_resident_target
-from factory.target.model import choose_device, choose_dtype
+from factory.target.loading import choose_device, choose_dtype
 
 
 def test_a_model_that_is_nowhere_is_refused_with_what_would_do(tmp_path):

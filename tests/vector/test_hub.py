@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from factory.errors import TargetError
 from factory.hub import find_problem, is_repository
 from factory.target.download import require_model
-from factory.target.model import load_target
+from factory.target.loading import load_target
 from factory.vector.vector import SteeringVector
 from tests.hub import COMMIT, commit_of, running_hub
 

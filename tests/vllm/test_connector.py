@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from factory.cluster.embedded import free_port
-from factory.target.model import load_target
+from factory.target.loading import load_target
 from factory.vector.steer import Steering, add_vector, generate, positions_of, steered_cache
 from factory.vector.vector import SteeringVector
 from tests.conftest import ROOT, make_tokenizer
