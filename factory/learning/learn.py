@@ -17,8 +17,10 @@ from factory.learning.reading import ResponseReader
 from factory.learning.schedule import Part, Schedule
 from factory.learning.spec import Learning
 from factory.learning.state import PartSum, State, start_tensor, take_step
+from factory.learning.targets import on_policy
 from factory.pairs.heldout import QUESTION_HASHES, asked_hashes, hash_questions
 from factory.pairs.pair import REPEATS, ContrastivePair
+from factory.pairs.styles import load_style
 from factory.target.layers import parse_layers
 from factory.target.model import Target
 from factory.vector.fit import check_fits
@@ -49,11 +51,14 @@ def learn_vector(
 
     ``start`` is where learning begins, most often the mean difference of the same pairs; its layers
     are then those that learn, and its style is the vector's. None begins at zero, at ``layers``, for the
-    pairs' style. ``after`` is told each state. The vector's own strength is 1, for keys and values alike.
+    pairs' style. Targets ``on_policy`` know a style's markers by the built-in style of that name; for another
+    style, learn from what :func:`factory.learning.targets.on_policy` gives. ``after`` is told each state. The
+    vector's own strength is 1, for keys and values alike.
 
     Raises:
         LayerError: the model does not have a layer.
         StyleFailed: no pair can be read, or a loss is not finite.
+        UnknownStyle: targets are ``on_policy``, and the style is not built in.
         VectorError: ``start`` is for another model.
     """
     learning = learning or Learning()
@@ -61,7 +66,10 @@ def learn_vector(
     check_fits(begun, target)
     if learning.rounds == 0:
         return begun
-    schedule = Schedule.of(learnable_pairs(pairs, target), learning)
+    lessons = learnable_pairs(pairs, target)
+    if learning.targets == "on_policy":
+        lessons = on_policy(lessons, target, load_style(begun.style_name))
+    schedule = Schedule.of(lessons, learning)
     if not schedule.taught:
         raise StyleFailed(f"style {begun.style_name!r}: no pair can be learned from")
     reader = ResponseReader(Prompts(target), begun.layer_indices, learning.response_tokens)

@@ -9,6 +9,7 @@ from factory.files import sha256_of
 
 SHORTEST = 4  # words of a sentence that is said again: fewer ("Yes.") are repeated by right
 _SENTENCE = re.compile(r"\s*(?:\d+[.)]\s)?\S.*?(?:[.!?](?=\s)|$)", re.DOTALL | re.MULTILINE)
+_OPENING = re.compile(r"\s*(?:\S+\s+){2}\S+")
 _NUMBERED = re.compile(r"(?P<before>\s*(?:\w+ )?)(?P<number>\d+)(?P<after>[:.)])")
 
 
@@ -21,8 +22,9 @@ def split_sentences(text: str) -> list[str]:
 class Loop:
     r"""The beginning of a response, and its last sentence again.
 
-    ``before`` is everything up to the repetition, and ``again`` the words that are repeated. A number
-    that a list would give to the next sentence is in ``before``: "Step 2: ...\nStep 3:".
+    ``before`` is everything up to the repetition, and ``again`` the words that are repeated. What sentences
+    begin with may come again by right and is in ``before``: the number that a list would give to the next
+    ("Step 2: ...\nStep 3:"), or three words ("Imagine that you").
     """
 
     before: str
@@ -43,7 +45,9 @@ def loop_of(response: str) -> Loop | None:
     sentence = sentence if at else f"{_gap(sentences)}{sentence}"
     numbered = _NUMBERED.match(sentence)
     if not numbered:
-        return Loop(said, sentence)
+        opening = _OPENING.match(sentence)
+        at = opening.end() if opening else 0
+        return Loop(said + sentence[:at], sentence[at:])
     next_number = f"{numbered['before']}{int(numbered['number']) + 1}{numbered['after']}"
     return Loop(said + next_number, sentence[numbered.end() :])
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from factory.frozen import Frozen
 
 Objective = Literal["likelihood", "preference", "stay"]
+Targets = Literal["written", "on_policy"]
 PLACES = 1000  # that a round has for its parts in a run's ledger
 
 
@@ -28,8 +29,13 @@ class Learning(Frozen):
         description="what learning makes smaller: likelihood, preference (of the positive response over the negative "
         "one), or stay (likelihood, and staying close to the unsteered model where the style does not matter)",
     )
+    targets: Targets = Field(
+        "written",
+        description="what is learned from: written responses, or on_policy: what the model itself says when it is "
+        "shown examples, where that is in the style and does not loop",
+    )
     penalty: float = Field(0.2, ge=0, description="weight of staying close in the objective stay")
-    loop_penalty: float = Field(1.0, ge=0, description="weight of the unlikelihood of saying a sentence again; 0: none")
+    loop_penalty: float = Field(0.5, ge=0, description="weight of the unlikelihood of saying a sentence again; 0: none")
     response_tokens: int = Field(72, ge=1, description="tokens of a response that are learned from, cut at a sentence")
     start_values: float = Field(1.5, description="what the mean's values are multiplied by where learning begins")
     start_keys: float = Field(0.8, description="what the mean's keys are multiplied by where learning begins")
@@ -37,7 +43,7 @@ class Learning(Frozen):
         0.17, ge=0, le=0.5, description="share of the pairs that are not learned from, and that stop the learning"
     )
     validation_limit: int = Field(64, ge=0, description="number of such pairs, at most")
-    validate_every: int = Field(6, ge=1, description="rounds between two validations")
+    validate_every: int = Field(12, ge=1, description="rounds between two validations")
     patience: int = Field(4, ge=1, description="validations without a gain after which learning stops")
     seed: int = Field(0, ge=0, description="seed of the draw of pairs")
 

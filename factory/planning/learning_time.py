@@ -33,7 +33,9 @@ def estimate_learning(
         return at_rates(rates, sum(map(sum, passes)), what)
     tokens = 0.0
     for (n_pairs, answer), (taught, validated) in zip(lessons, passes, strict=True):
-        read = min(learning.response_tokens, answer) + 1
+        read = (min(learning.response_tokens, answer) + 1) * (
+            1 + (learning.loop_penalty > 0)
+        )  # a loop is as long, or less
         tokens += n_pairs * 2 * TEMPLATE + read * (GRADIENT * taught + validated)
     return computed(settings, spec.model_copy(update={"target_layers": "all"}), tokens)
 
@@ -41,7 +43,7 @@ def estimate_learning(
 def _seconds(ledger: Ledger, spec: ExtractionSpec, learning: Learning) -> Iterator[float]:
     """Seconds per pair of the parts of a run, if it learned as this one will."""
     was = ledger.spec.learning
-    alike = ("objective", "response_tokens", "pairs_per_part")
+    alike = ("objective", "loop_penalty", "response_tokens", "pairs_per_part")
     if was is None or ledger.spec.extraction != spec or any(getattr(was, n) != getattr(learning, n) for n in alike):
         return
     for page in ledger.pages:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,7 @@ def learn_part_step(page: Page, place: int, settings: Settings) -> None:
     learning, mean, vector = _learning(page), mean_of(page), _state_before(page, number).vector
     part = parts_of(page, number)[place % PLACES]
     target = target_of(page.ledger.spec, settings)
+    part = _with_targets(part, page, target)
     key = _sum_key(part, sha256_of(vector.numpy().tobytes()), learning, target, mean.layer_indices)
     seconds = None  # it had been read before
     if not page.store.exists(key):
@@ -101,6 +103,27 @@ def learn_part_step(page: Page, place: int, settings: Settings) -> None:
         seconds = round(time.monotonic() - started, 3)
     memory = round(target.peak_memory_mib())
     page.record("gradient", place, Gradient(key=key, n_pairs=len(part.pairs), seconds=seconds, peak_memory_mib=memory))
+
+
+def _with_targets(part: Part, page: Page, target: Target) -> Part:
+    """``part``, with the model's own answers where the run learns from them: made once, and kept."""
+    if _learning(page).targets == "written":
+        return part
+    from factory.learning.targets import on_policy
+
+    lessons = _lessons(page.store.url, page.lessons_key)
+    made_of = [LEARNING_VERSION, hash_pairs(lessons), page.style.model_dump(mode="json"), *_model_of(target)]
+    key = f"targets/{hash_of(made_of)}.json"
+    own = page.store.read_json(key)
+    if own is None:
+        own = {pair.pair_id: pair.positive_response for pair in on_policy(lessons, target, page.style)}
+        page.store.write_json(key, own)
+    pairs = tuple(replace(pair, positive_response=own[pair.pair_id]) for pair in part.pairs)
+    return replace(part, pairs=pairs)
+
+
+def _model_of(target: Target) -> list[str]:
+    return [target.name, target.revision, target.dtype]
 
 
 def take_round_step(page: Page, number: int) -> None:
@@ -204,8 +227,11 @@ def _mean_sha256(url: str, key: str) -> str:
 
 @lru_cache(maxsize=8)  # nor does what is learned from
 def _schedule(url: str, lessons_key: str, learning: Learning) -> Schedule:
-    lines = Store(url).require_json(lessons_key)["pairs"]
-    return Schedule.of([ContrastivePair.from_json(line) for line in lines], learning)
+    return Schedule.of(_lessons(url, lessons_key), learning)
+
+
+def _lessons(url: str, lessons_key: str) -> list[ContrastivePair]:
+    return [ContrastivePair.from_json(line) for line in Store(url).require_json(lessons_key)["pairs"]]
 
 
 def _state_before(page: Page, number: int) -> State:
@@ -233,7 +259,7 @@ def _sum_key(part: Part, vector_sha256: str, learning: Learning, target: Target,
         "vector": vector_sha256,
         "learning": [learning.objective, learning.penalty, learning.loop_penalty, learning.response_tokens],
         "prompts": [target.prompt_ids([{"role": "user", "content": pair.question}]) for pair in part.pairs],
-        "model": [target.name, target.revision, target.dtype],
+        "model": _model_of(target),
         "layers": list(layers),
     }
     return f"gradients/{hash_of(read)}.safetensors"

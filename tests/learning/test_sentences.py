@@ -19,8 +19,8 @@ def test_sentences_joined_are_the_text(text):
     [
         ("Step 1: Look at the sky.", Loop("Step 1: Look at the sky. Step 2:", " Look at the sky.")),
         ("2. Look at the sky\n3. No", Loop("2. Look at the sky\n3.", " Look at the sky")),
-        ("The sky is blue.\nYes.", Loop("The sky is blue.", "\nThe sky is blue.")),
-        ("No. The sky is blue.", Loop("No. The sky is blue.", " The sky is blue.")),
+        ("The sky is blue.\nYes.", Loop("The sky is blue.\nThe sky is", " blue.")),
+        ("No. The sky is blue.", Loop("No. The sky is blue. The sky is", " blue.")),
     ],
 )
 def test_a_loop_is_the_response_up_to_a_sentence_and_that_again(response, loop):

@@ -15,6 +15,7 @@ from factory.commands.report import show_measured
 from factory.evaluation.answers import Questioning, ask
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.probe import apply_cell
+from factory.learning import targets
 from factory.learning.learn import learn_vector
 from factory.learning.spec import Learning
 from factory.pairs.dataset import dataset_path
@@ -56,6 +57,28 @@ def test_a_run_learns_the_bytes_of_one_process(run, target):
     progress = progress_of(page)
     assert (progress.state, progress.learned, progress.rounds) == ("done", 4, 4)
     assert progress.loss == here.metadata["learning"]["curve"][-2]["loss"]
+
+
+def test_a_run_learns_from_the_models_own_answers_which_are_made_once(target_folder, tmp_path, store, monkeypatch):
+    learning = QUICK.model_dump() | {"rounds": 1, "targets": "on_policy"}
+    ledger, settings = make_run(target_folder, tmp_path, store, [STYLE], ALONE | {"learning": learning})
+    made, plain = count(), targets.on_policy
+    said = {"positive_response": "Step 1: It is so.\nStep 2: I say so."}
+
+    def own(*asked):
+        next(made)
+        return [replace(pair, **said) for pair in plain(*asked)]
+
+    monkeypatch.setattr(targets, "on_policy", own)
+    monkeypatch.setattr("factory.learning.learn.on_policy", own)
+    page = ledger.of(STYLE)
+    take_rounds(page, settings)
+    assert next(made) == 1
+
+    mean = SteeringVector.from_bytes(page.store.read(page.mean_key), "mean.pt")
+    pairs = load_pairs(ROOT / "datasets" / f"{STYLE}_pairs.jsonl")[:6]
+    here = learn_vector(pairs, target_of(ledger.spec, settings), start=mean, learning=Learning(**learning))
+    assert page.store.read(page.vector_key) == here.to_pt()
 
 
 def test_a_round_that_comes_again_reads_nothing_and_a_run_goes_on_from_its_last_state(run, monkeypatch):
