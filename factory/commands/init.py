@@ -110,7 +110,7 @@ def _draft(job: Job, description: str, console: Console) -> Draft:
 
 def _next_steps(scaffold: Scaffold, settings: Settings) -> str:
     where = shlex.quote(str(scaffold.folder))
-    go = "" if scaffold.folder == Path() else f"cd {where} && "
+    go = "" if scaffold.folder == Path() else f"  cd {where}\n"
     read = f"read {scaffold.paths[1]}" if scaffold.draft else "edit the style (its markers say how it is recognised)"
     key = (
         ""
@@ -118,7 +118,7 @@ def _next_steps(scaffold: Scaffold, settings: Settings) -> str:
         else ("  export OPENAI_API_KEY=...    or set base_url in config.yaml: a teacher writes the pairs\n")
     )
     return (
-        f"\nNext: {read} and the questions, then\n{key}"
-        f"  {go}svf estimate    calls, cost and time; asks nobody\n"
-        f"  {go}svf generate    pairs, vector and report\n"
+        f"\nNext: {read} and the questions, then\n{key}{go}"
+        f"  svf estimate    calls, cost and time; asks nobody\n"
+        f"  svf generate    pairs, vector and report\n"
     )

@@ -26,7 +26,7 @@ SHOWN = {
         ["Why?", "unsteered:", "steered:"],
     ),
     "export": ("export FOLDER/v.pt --output FOLDER/out", [f"{FOLDER}/out/v/"]),
-    "init": ("init FOLDER/mine", [f"wrote {FOLDER}/mine/config.yaml", f"cd '{FOLDER}/mine' && svf generate"]),
+    "init": ("init FOLDER/mine", [f"wrote {FOLDER}/mine/config.yaml", f"cd '{FOLDER}/mine'", "svf generate"]),
     "doctor": ("doctor --output FOLDER", [f"{FOLDER}/runs is written and read"]),
     "a missing vector": ("show FOLDER/none.pt", [f"{FOLDER}/none.pt"]),
     "a missing run": ("status ODD --output FOLDER", [ODD, f"{FOLDER}/runs"]),

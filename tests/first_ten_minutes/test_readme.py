@@ -60,7 +60,7 @@ SAID: dict[str, tuple[str, ...]] = {
     "svf benchmark": (r"gsm_symbolic", r"McNemar|paired|p ="),
     "svf init": (r"wrote it: \d+ tokens", r"wrote mine/config.yaml", r"svf generate"),
     "cd mine && svf estimate": (r"friendly +24 ",),
-    "cd mine && svf generate": (r"friendly: \d+ pairs -> ",),
+    "svf generate": (r"friendly: \d+ pairs -> ",),
     "celery -A factory worker -Q teacher": (r"queues teacher: 32 at a time",),
     "celery -A factory worker -Q gpu": (r"queues gpu: 1 at a time",),
     "celery -A factory worker -Q reduce": (r"queues reduce: 2 at a time",),
@@ -68,11 +68,22 @@ SAID: dict[str, tuple[str, ...]] = {
 }
 
 
-def lines_of(readme: str) -> list[str]:
-    """The commands of the ``bash`` blocks, without their comments."""
+def blocks_of(readme: str) -> list[list[str]]:
+    """The commands of each ``bash`` block, without their comments."""
     blocks = re.findall(r"```bash\n(.*?)```", readme, re.DOTALL)
-    lines = [re.sub(r"(?:^|\s+)# .*", "", line) for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.strip()]
+    lines = [[re.sub(r"(?:^|\s+)# .*", "", line) for line in block.splitlines()] for block in blocks]
+    return [[line for line in block if line.strip()] for block in lines]
+
+
+def lines_of(readme: str) -> list[str]:
+    """The commands of all blocks."""
+    return [line for block in blocks_of(readme) for line in block]
+
+
+def folder_after(line: str, folder: Path) -> Path:
+    """Where a shell stands that ran ``line`` in ``folder``."""
+    moved = re.match(r"cd (\S+)", line)
+    return folder / moved[1] if moved else folder
 
 
 def expected_of(line: str) -> tuple[str, ...]:
@@ -187,24 +198,31 @@ def served(environment: dict[str, str], checkout: Path, line: str, folder: Path)
 
 
 def test_the_readme_does_what_it_says(checkout, machine, tmp_path):
-    lines = lines_of(README)
-    workers = [line for line in lines if line.startswith("celery")]
-    for line in lines:
-        if line in workers:
-            continue
-        if line.startswith("svf serve"):
-            hold(line, served(machine, checkout, line, tmp_path / "server"))
-        elif line.startswith("svf enqueue"):
-            walk_the_cluster(line, workers, checkout, machine | ON_THE_CLUSTER, tmp_path)
-        elif line.startswith("svf benchmark"):
-            hold(line, run(f"{line} --limit 2 --max-new-tokens 16", checkout, machine))
-        else:
-            hold(line, run(line, checkout, machine))
-        if line.startswith("make demo"):
-            walk_the_program(checkout, machine)
-            extras = "python -m pip install --quiet --constraint constraints.txt -e '.[target,serve,benchmark]'"
-            if not REUSED:
-                run(extras, checkout, machine)  # the README names these extras in words
+    """A block is what somebody pastes into one shell; each begins in the checkout."""
+    for block in blocks_of(README):
+        folder = checkout
+        for line in block:
+            if line.startswith("celery"):
+                continue  # these run for ever: walk_the_cluster starts them
+            if line.startswith("svf serve"):
+                hold(line, served(machine, folder, line, tmp_path / "server"))
+            elif line.startswith("svf enqueue"):
+                walk_the_cluster(line, folder, machine | ON_THE_CLUSTER, tmp_path)
+            elif line.startswith("svf benchmark"):
+                hold(line, run(f"{line} --limit 2 --max-new-tokens 16", folder, machine))
+            else:
+                hold(line, run(line, folder, machine))
+            if line.startswith("make demo"):
+                walk_the_program(checkout, machine)
+                install_what_is_named_in_words(checkout, machine)
+            folder = folder_after(line, folder)
+
+
+def install_what_is_named_in_words(checkout: Path, machine: dict[str, str]) -> None:
+    """The extras of which the README speaks, where the environment is a fresh one."""
+    if not REUSED:
+        extras = "python -m pip install --quiet --constraint constraints.txt -e '.[target,serve,benchmark]'"
+        run(extras, checkout, machine)
 
 
 def walk_the_program(checkout: Path, machine: dict[str, str]) -> None:
@@ -215,8 +233,9 @@ def walk_the_program(checkout: Path, machine: dict[str, str]) -> None:
     assert printed.splitlines()[-1] in said
 
 
-def walk_the_cluster(line: str, workers: list[str], checkout: Path, machine: dict[str, str], folder: Path) -> None:
+def walk_the_cluster(line: str, checkout: Path, machine: dict[str, str], folder: Path) -> None:
     """Workers of all queues, a run submitted and watched, in one shared store."""
+    workers = [line for line in lines_of(README) if line.startswith("celery")]
     environment = machine | {"FACTORY_STORE": str(folder / "store")}
     with ExitStack() as crew:
         for at, worker in enumerate(workers):
