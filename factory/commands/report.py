@@ -49,7 +49,7 @@ def show_measured(ledger: Ledger, console: Console) -> None:
 
 def show_examples(ledger: Ledger, console: Console) -> None:
     """An unsteered and a steered answer of each evaluated style, side by side (three where there is one style)."""
-    from factory.report.page import examples
+    from factory.report.shown import examples
 
     ended = [page for page in ledger.pages if page.result]
     for page in ended:

@@ -18,9 +18,9 @@ from factory.errors import StoreError
 from factory.evaluation.cell import Cell
 from factory.evaluation.figures import CellFigures, StateFigures
 from factory.pairs.styles import load_style
-from factory.report import figures
-from factory.report import page as page_module
-from factory.report.page import examples, highlight, render_report, side_by_side, write_report, write_summary
+from factory.report import figures, shown
+from factory.report.page import render_report, write_report, write_summary
+from factory.report.shown import examples, highlight, side_by_side
 from factory.report.timing import time_phases, time_workers, timeline
 from factory.run.ledger import Ledger
 from factory.store import Store
@@ -50,12 +50,12 @@ def page(ledger) -> str:
 def test_a_page_reads_and_marks_only_the_pairs_that_it_shows_and_says_of_how_many(ledger, page, monkeypatch):
     batches = {style: len(ledger.of(style).batches) for style in STYLES}
     marked, read = [], []
-    monkeypatch.setattr("factory.report.page.MOST_PAIRS", 4)
+    monkeypatch.setattr("factory.report.shown.MOST_PAIRS", 4)
     monkeypatch.setattr(
-        "factory.report.page.highlight", lambda text, style: marked.append(text) or highlight(text, style)
+        "factory.report.shown.highlight", lambda text, style: marked.append(text) or highlight(text, style)
     )
-    of = page_module.batch_of
-    monkeypatch.setattr("factory.report.page.batch_of", lambda *which: read.append(which[1]) or of(*which))
+    of = shown.batch_of
+    monkeypatch.setattr("factory.report.shown.batch_of", lambda *which: read.append(which[1]) or of(*which))
     short = render_report(ledger)
     answers = 3 * sum(len(side_by_side(ledger.of(style))) for style in STYLES)
     assert len(marked) == answers + answers + 2 * 4 * len(STYLES)  # side_by_side is asked for once more, here
@@ -68,10 +68,10 @@ def test_a_page_stops_reading_batches_where_it_has_enough_pairs(target_folder, t
     changes = {"extraction_config": {"target_layers": "all", "recipe": "response_last", "batch_size": 1}}
     few, _ = make_run(target_folder, tmp_path, store, STYLES[:1], changes)
     vector = SteeringVector.from_bytes(store.read(few.of(STYLES[0]).vector_key), "v.pt")
-    batches, read, of = few.of(STYLES[0]).batches, [], page_module.batch_of
+    batches, read, of = few.of(STYLES[0]).batches, [], shown.batch_of
     outliers = {entry["pair_id"] for entry in vector.metadata["quality"]["outliers"]}
-    monkeypatch.setattr("factory.report.page.MOST_PAIRS", 1)
-    monkeypatch.setattr("factory.report.page.batch_of", lambda *which: read.append(which[1]) or of(*which))
+    monkeypatch.setattr("factory.report.shown.MOST_PAIRS", 1)
+    monkeypatch.setattr("factory.report.shown.batch_of", lambda *which: read.append(which[1]) or of(*which))
     render_report(few)
     ids = [of(few.of(STYLES[0]), batch.number)[0][0].pair_id for batch in batches]
     needed = max((at for at, pair_id in enumerate(ids) if pair_id in outliers), default=0)
@@ -291,8 +291,8 @@ def test_a_browser_shows_every_figure_and_its_filters_work(page, tmp_path, width
 
 def test_what_models_and_people_wrote_is_shown_as_it_is_on_a_terminal(ledger, monkeypatch, capsys):
     odd = "bold with [/b], arr[i] and [red]"
-    answer = page_module.ShownAnswer(odd, odd, 1)
-    row = page_module.AnsweredQuestion(odd, dict.fromkeys(("unsteered", "steered"), answer))
-    monkeypatch.setattr("factory.report.page.examples", lambda *_, **__: [row])
+    answer = shown.ShownAnswer(odd, odd, 1)
+    row = shown.AnsweredQuestion(odd, dict.fromkeys(("unsteered", "steered"), answer))
+    monkeypatch.setattr("factory.report.shown.examples", lambda *_, **__: [row])
     show_measured(ledger, Console(width=400, highlight=False))
     assert capsys.readouterr().out.count(odd) == 3 * len(STYLES)
