@@ -7,7 +7,8 @@ from pathlib import Path
 
 from factory.config import EvaluationSettings, Settings
 from factory.planning.plan import plan_run
-from factory.run.ledger import Ledger, Page
+from factory.run.ledger import Ledger
+from factory.run.page import Page
 from factory.steps.evaluate import conclude_step, evaluate_step
 from factory.steps.extract import extract_step
 from factory.steps.learn import learn_part_step, missing_places, next_round, take_round_step

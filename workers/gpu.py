@@ -9,7 +9,7 @@ from celery import Task, shared_task
 from factory.config import Settings
 from factory.errors import StyleEnded, TeacherBusy
 from factory.log import log
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.steps.evaluate import evaluate_step, give_up_evaluation
 from factory.steps.extract import extract_step
 from factory.steps.learn import give_up_learning, learn_part_step

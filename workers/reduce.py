@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 from factory.config import Settings
 from factory.log import log
 from factory.run.entries import Ended
-from factory.run.ledger import Page
 from factory.run.listing import RESULT_FILE, chord_file
+from factory.run.page import Page
 from factory.steps.evaluate import conclude_step, give_up_evaluation
 from factory.steps.learn import give_up_learning, missing_places, next_round, take_round_step
 from factory.steps.reduce import reduce_step

@@ -11,7 +11,7 @@ from celery.exceptions import Ignore
 from factory.config import Settings
 from factory.counters import TROUBLE
 from factory.errors import RunPaused, TeacherBusy, TeacherPaced
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.run.pause import pause_run
 from factory.steps.write import write_step
 from workers.flow.task import LONGEST_TROUBLE, come_back, run_batch, step_of

@@ -22,7 +22,8 @@ from prometheus_client.registry import Collector
 from factory.cluster.broker import UNACKED, UNACKED_INDEX, connect, queue_depth, queue_names
 from factory.counters import REPAIRS, TROUBLE
 from factory.errors import StoreError
-from factory.run.ledger import Ledger, Page, open_runs
+from factory.run.ledger import Ledger, open_runs
+from factory.run.page import Page
 from factory.run.progress import progress_of
 from factory.store import Store
 

@@ -30,7 +30,8 @@ from factory.report.shown import (
     side_by_side,
 )
 from factory.report.timing import time_phases, time_workers, timeline
-from factory.run.ledger import Ledger, Page
+from factory.run.ledger import Ledger
+from factory.run.page import Page
 from factory.run.progress import StyleProgress, progress_of
 from factory.vector.quality import Quality
 from factory.vector.statistics import ENOUGH

@@ -14,7 +14,7 @@ from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.pair import ContrastivePair
 from factory.pairs.styles import Style
 from factory.run.artifacts import batch_of
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.vector.quality import Quality
 from factory.vector.vector import SteeringVector
 

@@ -15,7 +15,7 @@ from factory.errors import StoreError
 from factory.files import hash_of
 from factory.pairs.pair import ContrastivePair
 from factory.pairs.rejected import RejectedQuestion
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.store import Store
 
 READING_VERSION = 2  # of the code that reads: raised where a change of it may change a number

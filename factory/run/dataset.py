@@ -21,7 +21,7 @@ from factory.pairs.pair import REPEATS, ContrastivePair
 from factory.pairs.rejected import RejectedQuestion
 from factory.pairs.repeats import SAME_ANSWER, find_repeats
 from factory.run.artifacts import batch_of
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.teacher.spending import price_source
 
 UNKNOWN = "unknown"  # who wrote a dataset that does not say it

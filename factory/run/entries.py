@@ -5,11 +5,15 @@ On disk an entry is the JSON object of the fields that were given (docs/design.m
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, ValidationError
 
-from factory.frozen import Record
+from factory.errors import StoreError
+from factory.frozen import Record, first_fault
+from factory.store import Store
+
+Kind = TypeVar("Kind", bound=Record)
 
 
 class RunEntry(Record):
@@ -208,3 +212,26 @@ class Try(Worker):
 
     since: float
     ended: bool
+
+
+def read_entry(store: Store, key: str, kind: type[Kind]) -> Kind | None:
+    """The entry under ``key``, or None.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    content = store.read_json(key)
+    return None if content is None else checked_entry(store, key, content, kind)
+
+
+def checked_entry(store: Store, key: str, content: object, kind: type[Kind]) -> Kind:
+    """The entry that ``content`` of ``key`` is.
+
+    Raises:
+        StoreError: it is no entry of that kind.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        found = first_fault(error)
+        raise StoreError(f"{store.path(key)} is no {kind.__name__} entry: {found}. Delete it and resume") from None

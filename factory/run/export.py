@@ -16,7 +16,7 @@ from factory.errors import DatasetError, StoreError
 from factory.files import read_written, write_atomically
 from factory.pairs.dataset import dataset_path, extend_dataset
 from factory.pairs.styles import Style
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.run.progress import progress_of
 from factory.vector.quality import Quality
 from factory.vector.recommendation import Recommendation

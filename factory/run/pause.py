@@ -6,7 +6,8 @@ from factory.counters import open_counters
 from factory.errors import RunPaused, StyleEnded
 from factory.log import log
 from factory.run.asking import spent_usd
-from factory.run.ledger import Ledger, Page
+from factory.run.ledger import Ledger
+from factory.run.page import Page
 from factory.teacher.endpoint import endpoint_name
 from factory.teacher.limits import WINDOW, Outcomes
 

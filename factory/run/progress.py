@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from factory.run.entries import Ended, Pause, Written
-from factory.run.ledger import Page
+from factory.run.page import Page
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from factory.files import sha256_of
 from factory.log import log
 from factory.run.asking import open_judge
 from factory.run.entries import Ended, Measured, NotEvaluated
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.run.pause import require_unended
 from factory.steps.learn import made_of, mean_of
 from factory.steps.resident import target_of

@@ -15,7 +15,7 @@ from factory.config import Settings
 from factory.log import log
 from factory.run.artifacts import batch_of, differences_key, get_differences, put_differences
 from factory.run.entries import Extracted
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.steps.resident import recipe_of, target_of
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from factory.log import log
 from factory.pairs.pair import ContrastivePair, hash_pairs
 from factory.run.artifacts import batch_of
 from factory.run.entries import Ended, Extracted, Gradient, Learned, NotLearned, Reduced, Round
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.steps.resident import prompts_of, target_of
 from factory.store import Store
 

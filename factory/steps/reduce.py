@@ -16,7 +16,7 @@ from factory.pairs.heldout import QUESTION_HASHES
 from factory.run.artifacts import batch_of, require_differences
 from factory.run.dataset import WrittenDataset, repeated_pairs, teacher_model, write_dataset
 from factory.run.entries import Ended, Extracted, Reduced
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.steps.learn import begin_learning, made_of, next_round
 
 if TYPE_CHECKING:

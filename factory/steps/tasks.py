@@ -8,7 +8,7 @@ from factory.benchmark.outcome import FEW_SHOT, WITH_MEAN, Outcome, TaskResult
 from factory.evaluation.spec import MEAN
 from factory.pairs.pair import ContrastivePair
 from factory.run.artifacts import batch_of
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.run.spec import TaskPart
 from factory.steps.learn import mean_of
 

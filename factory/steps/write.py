@@ -11,7 +11,7 @@ from factory.pairs.pair import ContrastivePair
 from factory.run.artifacts import put_pairs
 from factory.run.asking import open_teacher
 from factory.run.entries import Written
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.run.pause import pause_run, require_calls_that_succeed, require_going_on
 from factory.teacher.replies import Payer
 from factory.teacher.writing import PATIENCE, WrittenBatch, draw_bill, write_batch

@@ -212,7 +212,7 @@ def kill_round(cluster: Cluster) -> None:
 
 def _die_before_writing_down(step: str, number: int) -> None:
     """Let this worker kill itself when it would write down its entry ``number`` of ``step``."""
-    from factory.run.ledger import Page
+    from factory.run.page import Page
 
     count, plain = [0], Page._record
 

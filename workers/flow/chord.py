@@ -30,7 +30,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter
 
 from factory.celery import app
 from factory.counters import sending_key
-from factory.run.ledger import Ledger, Page
+from factory.run.ledger import Ledger
+from factory.run.page import Page
 
 LEASE = 10  # s; a sender that shows no sign of life for so long is taken for dead
 LEASE_EVERY = 100  # messages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import Signature, chain
 
-from factory.run.ledger import Page
+from factory.run.page import Page
 from factory.steps.learn import next_round
 from workers.flow.chord import Chord, ChordRecord, write_chord
 from workers.flow.order import MEAN, end_before_round

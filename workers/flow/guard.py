@@ -31,8 +31,9 @@ from factory.celery import app
 from factory.cluster.broker import ids_in_flight, queue_depth, queue_names
 from factory.counters import LOCK, REPAIRS, sending_key
 from factory.log import about, log
-from factory.run.ledger import Ledger, Page, open_runs
+from factory.run.ledger import Ledger, open_runs
 from factory.run.listing import Listing, Step
+from factory.run.page import Page
 from factory.store import Store
 from workers.flow.chord import Call, ChordRecord, read_chord, send_body, send_member
 from workers.flow.task import machine_settings, open_store

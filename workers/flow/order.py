@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from factory.run.ledger import Page
 from factory.run.listing import RESULT_FILE, chord_file, entry_file
+from factory.run.page import Page
 
 MEAN, SWEEP, CHECKS = "reduce", "sweep", "checks"
 

@@ -13,7 +13,8 @@ from factory.errors import BrokerError
 from factory.planning.plan import Plan
 from factory.run.asking import begin_spending
 from factory.run.entries import Ended
-from factory.run.ledger import Ledger, Page
+from factory.run.ledger import Ledger
+from factory.run.page import Page
 from factory.run.pause import reopen_run
 from factory.store import Store
 from workers.flow.chord import retire_chords, send_record

@@ -23,7 +23,8 @@ from factory.config import Settings, load_settings
 from factory.errors import ConfigError, FactoryError, StoreError, TaskTooLong, UnknownRun
 from factory.log import about, log
 from factory.pairs.styles import NAME_PATTERN
-from factory.run.ledger import Ledger, Page
+from factory.run.ledger import Ledger
+from factory.run.page import Page
 from factory.store import DEFAULT_STORE, Store
 from workers.flow.strays import complain
 from workers.flow.tries import MAX_TRIES, Tries

@@ -14,7 +14,7 @@ from functools import lru_cache
 from uuid import uuid4
 
 from factory.run.entries import Try, Worker
-from factory.run.ledger import Page
+from factory.run.page import Page
 
 MAX_TRIES = 3
 
