@@ -95,8 +95,12 @@ def check_workers(ping: Callable[[], dict[str, list[str]]], needed: tuple[str, .
         count = served.pop(queue, 0)
         advice = "" if count else f"start one: celery -A factory worker -Q {queue}"
         missing: State = "warning" if queue == "teacher" else "bad"  # runs on datasets need no teacher
-        findings.append(Finding(f"queue {queue}", "good" if count else missing, f"{count} workers", advice))
-    return findings + [Finding(f"queue {queue}", "good", f"{count} workers") for queue, count in sorted(served.items())]
+        findings.append(Finding(f"queue {queue}", "good" if count else missing, _count(count), advice))
+    return findings + [Finding(f"queue {queue}", "good", _count(count)) for queue, count in sorted(served.items())]
+
+
+def _count(workers: int) -> str:
+    return f"{workers or 'no'} worker{'s' * (workers != 1)}"
 
 
 def check_store(store: Store) -> Finding:

@@ -79,7 +79,8 @@ def _cost(low: float | None, high: float | None) -> str:
 def _time(reading: ReadingTime) -> str:
     if reading.low is None or reading.high is None:
         return "unknown"
-    return f"{_duration(reading.low)} - {_duration(reading.high)}"
+    low, high = _duration(reading.low), _duration(reading.high)
+    return low if low == high else f"{low} - {high}"
 
 
 def _duration(seconds: float) -> str:

@@ -29,12 +29,14 @@ def find_ledger(job: Job, run: str | None) -> Ledger:
         ConfigError: there is no such run.
     """
     known = list_runs(job.store)
-    if run is None and known:
-        run = known[-1]
-    if run not in known:
-        found = f"the newest are {', '.join(known[-3:])}" if known else "there is none"
-        raise ConfigError(f"run {run or ''!r} is not in store {job.store_url}: {found}")
-    return Ledger(job.store, run)
+    if not known:
+        wanted = "no run" if run is None else f"neither run {run!r} nor any other"
+        raise ConfigError(
+            f"there is {wanted} in store {job.store_url}: name the run's --output, or its store by FACTORY_STORE"
+        )
+    if run is not None and run not in known:
+        raise ConfigError(f"run {run!r} is not in store {job.store_url}: the newest are {', '.join(known[-3:])}")
+    return Ledger(job.store, run or known[-1])
 
 
 def paid_calls(ledger: Ledger, broker_url: str | None) -> Meters:

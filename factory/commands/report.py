@@ -58,7 +58,9 @@ def show_examples(ledger: Ledger, console: Console) -> None:
             grid = Table.grid(expand=True, padding=(0, 1))
             for _ in answers:
                 grid.add_column(ratio=1)
-            titles = [f"{name}, {answer.markers} markers" for name, answer in answers.items()]
+            titles = [
+                f"{name}, {answer.markers} marker{'s' * (answer.markers != 1)}" for name, answer in answers.items()
+            ]
             texts = [Text(_shortened(answer.text)) for answer in answers.values()]
             grid.add_row(*(Panel(text, title=title) for title, text in zip(titles, texts, strict=True)))
             console.print(Text.assemble("\n", (page.name, "bold"), f": {row.question}"), grid)

@@ -129,7 +129,7 @@ class Ledger:
 def _load_spec(url: str, run_id: str) -> RunSpec:
     content = Store(url).read_json(f"{run_id}/{RUN_FILE}")
     if content is None:
-        raise UnknownRun(f"run {run_id!r} is not in store {url!r}. 'svf status' without a run lists those that are")
+        raise UnknownRun(f"run {run_id!r} is not in store {url!r}. 'svf status' shows the newest that is")
     return RunSpec.model_validate(content)
 
 

@@ -121,10 +121,10 @@ def test_a_queue_without_a_worker_is_named_with_the_command_that_starts_one():
     )
     found = {finding.area: (finding.state, finding.found) for finding in findings}
     assert found == {
-        "queue teacher": ("warning", "0 workers"),
+        "queue teacher": ("warning", "no workers"),
         "queue gpu": ("good", "2 workers"),
-        "queue reduce": ("bad", "0 workers"),
-        "queue gpu.qwen": ("good", "1 workers"),
+        "queue reduce": ("bad", "no workers"),
+        "queue gpu.qwen": ("good", "1 worker"),
     }
     assert "celery -A factory worker -Q reduce" in findings[2].advice
 

@@ -98,8 +98,8 @@ MISTAKES = {
     "unknown command": Mistake("generat", ("generat",)),
     "batch file without styles": Mistake("enqueue --batch b.yaml", ("b.yaml", "'styles'"), (("b.yaml", "x: 1"),)),
     "missing batch file": Mistake("enqueue --batch nowhere.yaml", ("nowhere.yaml",)),
-    "unknown run": Mistake("status 20260101-000000-abcd", ("20260101-000000-abcd", "is not in store")),
-    "no run at all": Mistake("watch", ("there is none",)),
+    "unknown run": Mistake("status 20260101-000000-abcd", ("neither run '20260101-000000-abcd'", "--output")),
+    "no run at all": Mistake("watch", ("there is no run in store", "--output")),
     "missing vector": Mistake("show nowhere.pt", ("nowhere.pt", "No such file")),
     "a file that is no vector": Mistake("show v.pt", ("v.pt", "not a steering vector"), (("v.pt", "hello"),)),
 }
