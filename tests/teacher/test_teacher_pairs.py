@@ -8,8 +8,8 @@ import httpx2
 import pytest
 
 from factory.errors import TeacherBusy
-from factory.evaluation.figures import JudgeScores
-from factory.evaluation.judged import judge_answers
+from factory.evaluation.figures import JudgedAnswers
+from factory.evaluation.judged import AnswerJudge
 from factory.teacher.judge import as_judge
 from factory.teacher.replies import Payer, stored_reply
 from factory.teacher.writing import draw_bill, write_batch, write_pair
@@ -152,9 +152,9 @@ def test_a_judge_is_asked_for_its_likeliest_scores_and_named_in_the_provenance(s
     bench = Bench(said("style: 50\ncoherence: 80"))
     spec = LOCAL.model_copy(update={"judge_model": "judge"})
     teacher = teacher_at(bench, store, spec)
-    found = judge_answers(as_judge(teacher, "judge"), STYLE, ["Why?", "How?"], ["Because.", " "], max_concurrent=2)
+    found = AnswerJudge(as_judge(teacher, "judge"), STYLE, 2).score(["Why?", "How?"], ["Because.", " "])
     assert found == (
-        JudgeScores(model="judge", style=50.0, coherence=80.0, n=1, unreadable=1),
+        JudgedAnswers(model="judge", style=50.0, coherence=80.0, n=1, unreadable=1, styles=(50, None)),
         pytest.approx(340e-6),
     )
     assert [body["temperature"] for body in bench.bodies] == [0.0]
