@@ -17,7 +17,15 @@ from factory.pairs.pair import ContrastivePair, cut_batches, number_batches
 from factory.pairs.styles import Style
 from factory.planning.notices import describe_gaps, describe_starter, describe_successor
 from factory.planning.specify import plan_evaluation, plan_extraction, plan_learning, plan_tasks, plan_teacher
-from factory.planning.supply import Supply, asked_questions, find_supply, has_teacher, questions_of, request_style
+from factory.planning.supply import (
+    StyleRequest,
+    Supply,
+    asked_questions,
+    find_supply,
+    has_teacher,
+    questions_of,
+    request_style,
+)
 from factory.queues import model_queue
 from factory.run.spec import BatchSpec, RunSpec, StyleRun, new_run_id
 from factory.store import Store
@@ -67,23 +75,20 @@ def plan_run(
     own = questions or {}
     requests = [request_style(settings, name, limit, own.get(name, ())) for name in settings.styles]
     supplies = [find_supply(settings, request, output) for request in requests]  # refuses before anything is written
-    teacher = plan_teacher(settings)
-    for request, supply in zip(requests, supplies, strict=True):
-        if supply.missing:
-            _require_key(settings, request.style.name)
-            require_price(teacher, settings.max_cost_usd)
+    teacher = _plan_teacher(settings, requests, supplies)
     asked = asked_questions(settings, supplies)
     evaluation = plan_evaluation(settings, asked) if settings.output_config.generate_analysis_reports else None
     if evaluation and evaluation.judge_model:
         _require_judge(settings, judge_spec(teacher, evaluation.judge_model))
     tasks = plan_tasks(settings, questions_of(supplies)) if evaluation else ()
+    styles = [request.style for request in requests]
     batches = {
-        request.style.name: _batch_specs(supply.pairs, supply.missing, store, settings)
-        for request, supply in zip(requests, supplies, strict=True)
+        style.name: _batch_specs(supply.pairs, supply.missing, store, settings)
+        for style, supply in zip(styles, supplies, strict=True)
     }
     style_runs = [
-        _style_run(request.style, supply, batches[request.style.name], replaces=settings.regenerate_datasets)
-        for request, supply in zip(requests, supplies, strict=True)
+        _style_run(style, supply, batches[style.name], replaces=settings.regenerate_datasets)
+        for style, supply in zip(styles, supplies, strict=True)
     ]
     spec = RunSpec(
         run_id=new_run_id(),
@@ -103,6 +108,16 @@ def plan_run(
     successor = describe_successor(teacher) if any(supply.missing for supply in supplies) else []
     warnings = [*successor, *describe_gaps(settings, supplies, asked)]
     return Plan(spec, batches, describe_starter(settings, supplies), warnings)
+
+
+def _plan_teacher(settings: Settings, requests: Sequence[StyleRequest], supplies: Sequence[Supply]) -> TeacherSpec:
+    """Who writes the pairs that are missing; there must be somebody, at a price that is known if there is a cap."""
+    teacher = plan_teacher(settings)
+    for request, supply in zip(requests, supplies, strict=True):
+        if supply.missing:
+            _require_key(settings, request.style.name)
+            require_price(teacher, settings.max_cost_usd)
+    return teacher
 
 
 def _style_run(style: Style, supply: Supply, batches: Sequence[BatchSpec], *, replaces: bool) -> StyleRun:

@@ -66,11 +66,9 @@ def write_pair(teacher: Teacher, style: Style, question: str, batch: int) -> Con
     if not between.passed and positive.attempt == 0:
         positive = _answer(teacher, style, question, positive_prompt, positive=True, attempts=ATTEMPTS[1:])
         between = compare_answers(positive.reply.text, negative.reply.text)
-    judged, judge_replies = Verdict({}), list[Provenance]()
-    if between.passed and teacher.spec.judge_model:
-        judge = as_judge(teacher, teacher.spec.judge_model)
-        judged, replies = judge_pair(judge, style, question, positive.reply.text, negative.reply.text)
-        judge_replies = [describe(reply, judge) for reply in replies]
+    judged, judge_replies = (
+        _judge(teacher, style, question, positive, negative) if between.passed else (Verdict({}), [])
+    )
     checks = {
         "positive": positive.verdict.figures,
         "negative": negative.verdict.figures,
@@ -124,6 +122,17 @@ def _answer(
             return WrittenAnswer(prompt, reply, verdict, attempt)
     side = "positive" if positive else "negative"
     raise reject(question, verdict, side=side, prompt=prompt, response=text, checks={side: verdict.figures})
+
+
+def _judge(
+    teacher: Teacher, style: Style, question: str, positive: WrittenAnswer, negative: WrittenAnswer
+) -> tuple[Verdict, list[Provenance]]:
+    """The judge's verdict on both answers, and where it comes from; of nobody where no judge is asked."""
+    if not teacher.spec.judge_model:
+        return Verdict({}), []
+    judge = as_judge(teacher, teacher.spec.judge_model)
+    verdict, replies = judge_pair(judge, style, question, positive.reply.text, negative.reply.text)
+    return verdict, [describe(reply, judge) for reply in replies]
 
 
 def _evidence(pair: ContrastivePair) -> dict[str, object]:
