@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from celery import Signature, Task, shared_task, states
-from celery.exceptions import ChordError
+from celery.exceptions import ChordError, Reject
 from celery.result import AsyncResult
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
@@ -21,7 +21,8 @@ from workers.flow.order import CHECKS, SWEEP, end_before_round, round_name
 from workers.flow.task import run_guarded, step_of
 from workers.gpu import evaluate_part, learn_part
 
-PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError)
+# Celery rejects a task whose retry could not be sent, whatever the connection's end raised.
+PASSING = (RedisError, KombuError, ConnectionError, TimeoutError, ChordError, Reject)
 
 
 @shared_task(bind=True)

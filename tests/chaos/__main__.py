@@ -96,7 +96,7 @@ def run_seed(fault: str, seed: int, folder: Path, target: Path, *, learning: boo
                 cluster.await_round(rng.randint(0, 5))
             FAULTS[name](cluster)
         outcome.completed = wait(cluster, styles)
-        if not outcome.completed:
+        if not outcome.completed or cluster.failed(styles):  # the promise: by itself, or after svf resume
             outcome.resumed = True
             cluster.resume()
             outcome.completed = wait(cluster, styles)

@@ -273,6 +273,11 @@ class Cluster:
         except ValueError:
             return False
 
+    def failed(self, styles: dict[str, int]) -> bool:
+        """Whether a style ended without a vector."""
+        results = [self.ledger().of(style).result for style in styles]
+        return any(result is None or result.state != "done" for result in results)
+
     def stop(self) -> None:
         for name in list(self.workers):
             try:

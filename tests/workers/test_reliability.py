@@ -9,18 +9,23 @@ import time
 
 import pytest
 import redis
+from celery.backends.redis import RedisBackend
+from celery.exceptions import ChordError, Reject
+from celery.result import AsyncResult
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory.celery import app
 from factory.cluster.broker import give_back, ids_in_flight, queue_depth
 from factory.config import Settings
-from factory.errors import ConfigError, TaskTooLong
+from factory.errors import ConfigError, StyleFailed, TaskTooLong
 from factory.planning.plan import plan_run
 from factory.run.entries import Ended, Try
 from factory.run.ledger import Ledger
 from factory.run.progress import progress_of
 from workers.flow.task import check_arguments, run_guarded, time_limit
 from workers.flow.tries import MAX_TRIES, Tries, is_alive, this_worker
+from workers.reduce import _is_final
 
 STYLE = "step_by_step_reasoning"
 EFFECTIVE = """
@@ -305,3 +310,20 @@ def test_a_part_of_the_evaluation_whose_third_worker_died_is_given_up(of_this_st
         number=4,
     )
     assert said == ["evaluate_part 4 ended its worker 3 times and is given up"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "final"),
+    [
+        (StyleFailed("too few pairs"), True),
+        (ChordError("Dependency raised ConnectionError"), False),
+        (redis.ConnectionError("Connection refused"), False),
+        # what celery raises in a task whose retry could not be sent: the broker died under its worker
+        (Reject(AttributeError("'NoneType' object has no attribute 'client'"), requeue=False), False),
+    ],
+    ids=["its own", "of a chord", "of the broker", "of a retry"],
+)
+def test_only_what_a_task_did_itself_fails_its_style(raised, final, broker):
+    backend = RedisBackend(app=app, url=broker)
+    backend.store_result("failed-task", raised, "FAILURE")
+    assert _is_final(AsyncResult("failed-task", backend=backend, app=app)) is final
