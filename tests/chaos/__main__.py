@@ -95,11 +95,7 @@ def run_seed(fault: str, seed: int, folder: Path, target: Path, *, learning: boo
             if kind == LEARNED:  # a fault before the first round is no matter of learning
                 cluster.await_round(rng.randint(0, 5))
             FAULTS[name](cluster)
-        outcome.completed = wait(cluster, styles)
-        if not outcome.completed or cluster.failed(styles):  # the promise: by itself, or after svf resume
-            outcome.resumed = True
-            cluster.resume()
-            outcome.completed = wait(cluster, styles)
+        end(cluster, outcome, styles)
         outcome.seconds = time.monotonic() - started
         judge(cluster, outcome, styles)
         if teacher:  # a call may be paid again only if a fault caught it in flight
@@ -151,6 +147,18 @@ def prepare(cluster: Cluster, fault: str, styles: dict[str, int], *, teacher: bo
             # The shortest timeout of any client wins: this one hands out again what others are still at.
             cluster.settings["VISIBILITY_TIMEOUT"] = "1"
         cluster.start_worker(name)
+
+
+def end(cluster: Cluster, outcome: Outcome, styles: dict[str, int]) -> None:
+    """Wait for the run's end: by itself, or after ``svf resume`` on workers whose store is in order again."""
+    outcome.completed = wait(cluster, styles)
+    for _ in range(2):
+        if outcome.completed and not cluster.failed(styles):
+            return
+        outcome.resumed = True
+        cluster.mend()
+        cluster.resume()
+        outcome.completed = wait(cluster, styles)
 
 
 def wait(cluster: Cluster, styles: dict[str, int]) -> bool:

@@ -278,6 +278,12 @@ class Cluster:
         results = [self.ledger().of(style).result for style in styles]
         return any(result is None or result.state != "done" for result in results)
 
+    def mend(self) -> None:
+        """Start the gpu workers anew, with nothing in their way."""
+        for name in ("gpu1", "gpu2"):
+            self.kill_worker(name, signal.SIGTERM)
+            self.start_worker(name)
+
     def stop(self) -> None:
         for name in list(self.workers):
             try:
