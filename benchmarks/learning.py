@@ -13,7 +13,7 @@ Neither pairs nor validation have seen these questions.
 Speed: one round's gradient against the forward pass of the same tokens, and against plain autograd,
 which reads the prompts again and gives every weight of the model a gradient. CPU seconds; shared
 machines are noisy, so ways alternate and the median counts. ``held``: what autograd keeps for the
-backward pass of one part, the model's own weights aside.
+backward pass of one part, the model's own weights aside. What the queue adds: benchmarks/learning_queue.py.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ class Rereading(Prompts):
 
 
 def measure_speed(arguments, target: Target, pairs: list[ContrastivePair], learning: Learning) -> dict:
-    """CPU seconds of one round, three ways, and what the backward pass of a part keeps."""
+    """CPU seconds of one round, three ways, and what the backward pass of a part keeps; no loop is read."""
+    learning = learning.model_copy(update={"loop_penalty": 0.0})
     schedule = Schedule.of(learnable_pairs(pairs, target), learning)
     layers = range(target.n_layers)
     reader = ResponseReader(Prompts(target), layers, learning.response_tokens)
