@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from factory.cluster.folder_lock import holding
 from factory.commands.here import LOG_FILE, run_here
 from factory.commands.options import Job, hide_loading_bar, job_options
 from factory.commands.prose import say
@@ -37,25 +38,30 @@ def generate(job: Job) -> int:
     os.environ["FACTORY_LOG"] = str((job.output / LOG_FILE).resolve())
     start_logging(terminal=False)
     _prepare_target(job, console)
+    ledger = Ledger(job.store, plan.spec.run_id)
+    with holding(job.output, f"run {ledger.run_id}"):  # who comes second is told before anything else
+        _announce(plan, job, console)
+
+        def start() -> Ledger:
+            from workers.flow.submit import submit
+
+            return submit(plan, job.store)
+
+        status = run_here(job, ledger, start, needs_teacher=plan.needs_teacher, console=console)
+    seconds = time.monotonic() - started
+    console.print(Text(f"finished in {seconds:.0f} s; the log is {os.environ['FACTORY_LOG']}"), soft_wrap=True)
+    return status
+
+
+def _announce(plan: Plan, job: Job, console: Console) -> None:
+    """What will be made of what, within which limits, and what should be known of it."""
     console.print(Text.assemble("run ", (plan.spec.run_id, "bold"), f": {_describe(plan)}"), soft_wrap=True)
-    needs_teacher = plan.needs_teacher
-
-    def start() -> Ledger:
-        from workers.flow.submit import submit
-
-        return submit(plan, job.store)
-
-    if needs_teacher:
+    if plan.needs_teacher:
         say(console, describe_limits(job.configuration))
     for note in plan.notes:
         say(console, note)
     for warning in plan.warnings:
         say(console, Text.assemble(("warning:", "yellow"), f" {warning}"))
-    ledger = Ledger(job.store, plan.spec.run_id)
-    status = run_here(job, ledger, start, needs_teacher=needs_teacher, console=console)
-    seconds = time.monotonic() - started
-    console.print(Text(f"finished in {seconds:.0f} s; the log is {os.environ['FACTORY_LOG']}"), soft_wrap=True)
-    return status
 
 
 def _describe(plan: Plan) -> str:

@@ -40,15 +40,17 @@ def resume_here(
 
         resume(ledger, empty_broker=True, max_cost_usd=max_cost_usd, max_failed_fraction=max_failed_fraction)
 
-    return run_here(job, ledger, start, needs_teacher=needs_teacher, console=console)
+    with holding(job.output, f"run {ledger.run_id}"):
+        return run_here(job, ledger, start, needs_teacher=needs_teacher, console=console)
 
 
 def run_here(job: Job, ledger: Ledger, start: Callable[[], object], *, needs_teacher: bool, console: Console) -> int:
     """Broker, workers, the run that ``start`` sends, their orderly end, and the outputs; returns the exit status.
 
+    The caller holds the output folder (:func:`factory.cluster.folder_lock.holding`).
     What is done is exported also when something fails or a person interrupts.
     """
-    with holding(job.output, f"run {ledger.run_id}"), heard_signals():
+    with heard_signals():
         try:
             states = _watch_here(job, ledger, start, needs_teacher=needs_teacher, console=console)
         except FactoryError:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from factory import cli
+from factory.cluster.folder_lock import holding
 from factory.pairs.styles import load_style
 from factory.store import Store
 from factory.vector.vector import SteeringVector
@@ -165,3 +166,14 @@ def test_after_two_that_pulled_the_same_both_have_it(became, place):
     (vector,) = (place / "pulled").glob("*.safetensors")
     assert SteeringVector.load(vector).style_name == STYLE
     shutil.rmtree(place / "pulled")
+
+
+def test_who_comes_second_into_an_output_folder_is_told_before_anything_else(here, said, target_folder, monkeypatch):
+    monkeypatch.setenv("FACTORY_TARGET_MODEL", str(target_folder))
+    monkeypatch.setenv("FACTORY_EXTRACTION_CONFIG__TARGET_LAYERS", "all")
+    with holding(here / "out", "run one"):
+        ended = said("generate", STYLE, "--output", "out")
+    assert ended.status == 3, ended
+    assert "'out' is in use by process" in ended.err
+    assert "run one" in ended.err
+    assert ended.out == ""
