@@ -17,7 +17,7 @@ PLACES = 1000  # that a round has for its parts in a run's ledger
 class Learning(Frozen):
     """Rounds of gradient descent on a vector; each round reads some pairs and takes one step.
 
-    The defaults are the best of a few tries on a 135M model with one style (docs/learning.md); they are not tuned.
+    The defaults are the best of a few tries on a 135M model with one style, measured with three (docs/learning.md).
     """
 
     rounds: int = Field(60, ge=0, description="rounds of learning, at most; 0: the vector stays the mean")
