@@ -1,6 +1,6 @@
 """One task kills its worker each time: ``python -m tests.chaos.poison KIND`` says what became of the run.
 
-KIND: ``batch``, or ``evaluation`` for a part of that.
+KIND: ``batch``, or ``evaluation`` or ``learning`` for a part of that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.chaos.__main__ import STYLES, make_target, preload
 from tests.chaos.cluster import Cluster
 
-STEPS = {"batch": "extract_step", "evaluation": "evaluate_step"}  # of workers.gpu
+STEPS = {"batch": "extract_step", "evaluation": "evaluate_step", "learning": "learn_part_step"}  # of workers.gpu
 
 
 def poison(deaths: Path, step: str) -> Callable[[], None]:
@@ -56,6 +56,8 @@ def main() -> int:
         deadly = poison(deaths, STEPS[kind])
         if kind == "evaluation":
             cluster.evaluate()
+        if kind == "learning":
+            cluster.learn()
         try:
             for style in STYLES:
                 cluster.write_dataset(style)
@@ -89,7 +91,7 @@ def main() -> int:
             "extracted": progress.extracted,
             "reasons": progress.reasons,
             "pairs_failed": failed,
-            "evaluation": (result.message or None) if result else None,
+            "message": (result.message or None) if result else None,
         }
         print(json.dumps(found))
     return 0

@@ -68,7 +68,7 @@ def poisoned(kind):
 def test_a_batch_that_kills_its_worker_every_time_is_given_up_after_three_tries():
     found = poisoned("batch")
     counts = {"extracted": 44, "reasons": {"worker_died": 4}, "pairs_failed": 4}
-    assert found == {"state": "done", "deaths": 3, "evaluation": None} | counts
+    assert found == {"state": "done", "deaths": 3, "message": None} | counts
 
 
 @pytest.mark.slow
@@ -76,4 +76,12 @@ def test_an_evaluation_that_kills_its_worker_every_time_is_given_up_and_the_vect
     found = poisoned("evaluation")
     said = "made, but not evaluated: evaluate_part 2 ended its worker 3 times and is given up"
     counts = {"extracted": 48, "reasons": {}, "pairs_failed": 0}
-    assert found == {"state": "done", "deaths": 3, "evaluation": said} | counts
+    assert found == {"state": "done", "deaths": 3, "message": said} | counts
+
+
+@pytest.mark.slow
+def test_a_part_of_learning_that_kills_its_worker_every_time_is_given_up_and_the_mean_exported():
+    found = poisoned("learning")
+    said = "made, but not learned: learn_part 2 ended its worker 3 times and is given up"
+    counts = {"extracted": 48, "reasons": {}, "pairs_failed": 0}
+    assert found == {"state": "done", "deaths": 3, "message": said} | counts
