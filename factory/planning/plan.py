@@ -31,6 +31,7 @@ from factory.run.spec import BatchSpec, RunSpec, StyleRun, new_run_id
 from factory.store import Store
 from factory.target.download import count_layers
 from factory.target.layers import check_layers
+from factory.target.support import check_support
 from factory.teacher.endpoint import OPENAI_KEY
 from factory.teacher.judge import judge_spec
 from factory.teacher.spec import TeacherSpec
@@ -70,7 +71,9 @@ def plan_run(
     Raises:
         ConfigError: unknown style, no questions, a damaged dataset, a style that has neither
             a dataset nor a key to write one, or layers that the model does not have.
+        TargetError: the target model's configuration rules out a vector.
     """
+    check_support(settings.target_model)
     _check_layers(settings)
     own = questions or {}
     requests = [request_style(settings, name, limit, own.get(name, ())) for name in settings.styles]

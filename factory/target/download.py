@@ -134,17 +134,24 @@ def _whole_number(found: object) -> int | None:
         return None
 
 
-def read_config(name: str) -> LanguageConfig | None:
-    """The configuration of a target model's language part; None if it is not on this machine."""
+def read_language_part(name: str) -> Mapping[str, object] | None:
+    """What ``config.json`` says of a target model's language part; None if it is not on this machine."""
     folder = cache_folder() / BUILT_IN if name == BUILT_IN else Path(name).expanduser()
     file = folder / "config.json"
     if not file.is_file():
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        return LanguageConfig.of(config.get("text_config", config))
-    except (ValueError, TypeError, AttributeError):
+        found = config.get("text_config", config)
+    except (ValueError, AttributeError):
         return None  # loading it will say what is wrong
+    return found if isinstance(found, dict) else None
+
+
+def read_config(name: str) -> LanguageConfig | None:
+    """The configuration of a target model's language part; None if it is not on this machine."""
+    found = read_language_part(name)
+    return None if found is None else LanguageConfig.of(found)
 
 
 def count_layers(name: str) -> int | None:

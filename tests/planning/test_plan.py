@@ -1,5 +1,6 @@
 """Planning: what a run will do is settled, and refused if it cannot work, before anything starts."""
 
+import json
 from typing import get_args
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.config import EvaluationSettings, ExtractionSettings, Settings
-from factory.errors import ConfigError, DatasetError, LayerError, UnknownStyle
+from factory.errors import ConfigError, DatasetError, LayerError, TargetError, UnknownStyle
 from factory.files import shipped_file
 from factory.pairs.dataset import format_dataset, load_pairs
 from factory.pairs.pair import ContrastivePair, number_batches
@@ -269,3 +270,21 @@ def test_layer_sets_of_the_sweep_that_the_model_lacks_are_refused(store, tmp_pat
     lacking = given.model_copy(update={"evaluation": EvaluationSettings(layer_sets=["all", layer_set])})
     with pytest.raises(LayerError, match=rf"evaluation\.layer_sets: .*{said}"):
         plan_run(lacking, store, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}, "latent attention"),
+        ({"text_config": {"head_dim": 256, "global_head_dim": 512}}, "different widths"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "keep no keys and values"),
+        ({"num_kv_shared_layers": 4}, "share their KV cache"),
+    ],
+)
+def test_a_model_whose_cache_cannot_be_read_is_refused_before_a_teacher_is_paid(store, tmp_path, config, said):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = settings(target_model=str(tmp_path), base_url="http://127.0.0.1:1/v1", styles=[STYLES[0]])
+    with pytest.raises(TargetError, match=said):
+        plan_run(asked, store, tmp_path, questions={STYLES[0]: ["Why is it so?"]})
+    (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(config, None)))
+    assert plan_run(asked, store, tmp_path, questions={STYLES[0]: ["Why is it so?"]}).needs_teacher
