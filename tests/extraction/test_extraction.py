@@ -192,6 +192,15 @@ def test_a_style_without_a_usable_pair_fails_and_says_why(target):
         build_vector(pairs, target, layers=LAYERS)
 
 
+def test_instructions_without_answers_make_a_vector_where_no_answer_is_read(target):
+    words = {"positive_prompt": "Answer in steps.", "negative_prompt": "Answer plainly.", "style": "steps"}
+    pairs = [
+        ContrastivePair(question=f"What is {n}?", positive_response="", negative_response="", **words) for n in range(3)
+    ]
+
+    assert build_vector(pairs, target, layers=LAYERS, recipe="system_prompt").metadata["pairs_used"] == 3
+
+
 def test_a_difference_that_is_not_finite_is_rejected(tmp_path):
     broken = load_tiny_target(tmp_path)
     with torch.no_grad():

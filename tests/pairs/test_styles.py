@@ -43,6 +43,12 @@ def test_a_style_recognises_its_own_openings_and_not_plain_prose(name):
     assert style.count_markers(prose) == 0
 
 
+@pytest.mark.parametrize("heading", ["Step {}: look.", "## Step {}: look.", "### Step {}", "**Step {}:** look."])
+def test_steps_are_counted_however_their_headings_are_marked(heading):
+    style = load_style("step_by_step_reasoning")
+    assert style.is_shown_in("\n".join(heading.format(n) for n in (1, 2)))
+
+
 def test_a_yaml_file_in_a_folder_adds_a_style(tmp_path):
     styles = list_styles(write_style(tmp_path, "pirate"))
     assert set(styles) == {*STYLES, "pirate"}
