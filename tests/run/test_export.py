@@ -14,7 +14,7 @@ from factory.pairs.dataset import dataset_path, extend_dataset, format_dataset, 
 from factory.pairs.pair import ContrastivePair
 from factory.planning.plan import plan_run
 from factory.run.artifacts import put_pairs
-from factory.run.dataset import write_dataset
+from factory.run.dataset import teacher_model, write_dataset
 from factory.run.entries import Written
 from factory.run.export import export_style, write_dataset_file
 from factory.run.ledger import Ledger
@@ -148,3 +148,17 @@ def test_pairs_of_two_runs_share_no_batch_in_one_dataset():
     assert batches(extend_dataset(known, numbered("defgh", 0))) == [0, 0, 1, 1, 2, 3, 3, 4]
     assert batches(extend_dataset(known, numbered("efg", 5))) == [0, 0, 1, 1, 5, 5, 6], "numbers of their own stay"
     assert batches(extend_dataset(known, known)) == batches(known)
+
+
+@pytest.mark.parametrize(("given", "told"), [({}, "unknown"), ({"model_used": "me"}, "me")])
+def test_a_dataset_that_does_not_say_who_wrote_it_is_of_an_unknown_writer_and_not_of_the_teacher(
+    tmp_path, store, given, told
+):
+    mine = dataset_path(tmp_path, STYLE)
+    mine.parent.mkdir()
+    pairs = [ContrastivePair(f"Why {n}?", f"Step 1: {n}", f"It is {n}.", STYLE) for n in range(4)]
+    mine.write_text(format_dataset(pairs, {"style_name": STYLE} | given))
+    plan = plan_run(Settings(styles=[STYLE]), store, tmp_path)
+    ledger = Ledger(store, plan.spec.run_id)
+    ledger.create(plan.spec, plan.batches)
+    assert teacher_model(ledger.of(STYLE)) == told
