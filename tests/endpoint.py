@@ -106,7 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: Endpoint
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed while it asked: nothing to answer, or to be paid for
+            self.close_connection = True
+            return
         self.server.keys.add(self.headers.get("Authorization", ""))
         self.server.headers_seen |= set(map(str.lower, self.headers))
         status = self.server.judge()
