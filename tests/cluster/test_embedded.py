@@ -97,9 +97,12 @@ def test_a_worker_that_ends_is_noticed_and_its_log_shown(broker, tmp_path):
             crew.check()
 
 
+# Under nohup or behind an '&' these two are ignored, and children inherit that.
 PROGRAM = """
-import sys
+import signal, sys
 from pathlib import Path
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
 from factory.cluster.embedded import running_broker, running_crew
 from factory.commands.here import heard_signals
 folder = Path(sys.argv[1])

@@ -22,6 +22,7 @@ from factory.report import figures, shown
 from factory.report.page import render_report, write_report, write_summary
 from factory.report.shown import examples, highlight, side_by_side
 from factory.report.timing import time_phases, time_workers, timeline
+from factory.run.entries import Ended
 from factory.run.ledger import Ledger
 from factory.store import Store
 from factory.vector.vector import SteeringVector
@@ -205,6 +206,14 @@ def test_a_run_whose_styles_are_not_evaluated_has_a_report_that_says_so(target_f
     page = render_report(ledger)
     assert "not evaluated" in page
     assert f'id="{STYLES[0]}-layers"' in page
+
+
+def test_markup_in_what_a_run_says_is_shown_on_its_page_and_not_obeyed(target_folder, tmp_path):
+    ledger, _ = make_run(target_folder, tmp_path, Store(str(tmp_path / "runs")), STYLES[:1])
+    ledger.of(STYLES[0]).finish(Ended(state="failed", message="<script>alert(1)</script> was answered"))
+    page = render_report(ledger)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; was answered" in page
+    assert "<script>alert(1)" not in page
 
 
 def test_a_summary_has_every_verdict_and_rule_and_fetches_nothing(ledger):
