@@ -17,8 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from factory.errors import TargetError
-
 
 @dataclass(frozen=True)
 class KVCache:
@@ -93,24 +91,6 @@ def add_to_cache(
             states.values[:, :, window] += values[index][None, :, None].to(states.values)
         if keys is not None:  # [batch, n_kv_heads, n_positions, head_dim]
             states.keys[:, :, window] += keys[:, :, index].transpose(1, 2).to(states.keys)
-
-
-def check_cache_support(config: PreTrainedConfig, name: str) -> None:
-    """Refuse models whose layers do not all keep keys and values of every token.
-
-    Raises:
-        TargetError: the model has state-space or linear-attention layers, or shares its cache
-            between layers; names the reason.
-    """
-    text = config.get_text_config()
-    odd = {kind for kind in getattr(text, "layer_types", None) or () if "attention" not in kind or "linear" in kind}
-    if odd:
-        raise TargetError(
-            f"{name}: layers of type {', '.join(sorted(odd))} keep no keys and values, so there is nothing "
-            "to steer. Choose a model with attention in every layer."
-        )
-    if getattr(text, "num_kv_shared_layers", 0):
-        raise TargetError(f"{name}: layers share their KV cache, which is not supported. Choose another model.")
 
 
 def reading_limits(config: PreTrainedConfig) -> dict[str, int]:

@@ -17,9 +17,9 @@ from factory.target.anatomy import find_anatomy
 from factory.target.chat import add_template_of_its_own
 from factory.target.download import BUILT_IN, built_in_folder, require_model
 from factory.target.gguf import check_gguf
-from factory.target.kv import check_cache_support
 from factory.target.model import Target
 from factory.target.revision import folder_revision, revision_of
+from factory.target.support import check_cache_support
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin

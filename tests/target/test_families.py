@@ -14,7 +14,7 @@ from factory.errors import PairRejected, TargetError, VectorError
 from factory.extraction.recipe import RECIPES, render
 from factory.extraction.trial import can_share_passes
 from factory.target.gguf import check_gguf
-from factory.target.kv import check_cache_support
+from factory.target.support import check_cache_support
 from factory.vector.steer import as_messages, generate_batch
 from tests.families import SIZES, family_configs, load_tiny_target, save_tiny_model
 from tests.oracle import naive_vector
