@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,6 @@ from factory.files import read_written
 from factory.frozen import Frozen
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-MARKER_FLAGS = re.IGNORECASE | re.MULTILINE  # how the markers of a style are looked for
 
 
 def _as_list(value: Any) -> Any:
@@ -120,11 +120,16 @@ class Style(Frozen):
 
     def count_markers(self, text: str) -> int:
         """How many times ``text`` shows a marker of this style."""
-        return sum(1 for marker in self.markers for _ in re.finditer(marker, text, MARKER_FLAGS))
+        return sum(1 for _ in find_markers(self.markers, text))
 
     def is_shown_in(self, text: str) -> bool:
         """Whether ``text`` is in the style, judged by its markers."""
         return self.count_markers(text) >= self.min_markers
+
+
+def find_markers(markers: Iterable[str], text: str) -> Iterator[re.Match[str]]:
+    """Where ``text`` shows ``markers``, which are regular expressions: in any case, ``^`` at each line."""
+    return (match for marker in markers for match in re.finditer(marker, text, re.IGNORECASE | re.MULTILINE))
 
 
 def parse_style(text: str, source: str) -> Style:

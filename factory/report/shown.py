@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -12,7 +11,7 @@ from markupsafe import Markup, escape
 from factory.evaluation.thought import answers_of
 from factory.pairs.fluency import distinct_ngrams, is_looping
 from factory.pairs.pair import ContrastivePair
-from factory.pairs.styles import Style
+from factory.pairs.styles import Style, find_markers
 from factory.run.artifacts import batch_of
 from factory.run.page import Page
 from factory.vector.quality import Quality
@@ -83,8 +82,7 @@ def _answer(text: str, style: Style) -> ShownAnswer:
 
 def highlight(text: str, style: Style) -> Markup:
     """``text`` as HTML with the style's markers in ``<mark>``."""
-    flags = re.IGNORECASE | re.MULTILINE
-    spans = sorted(match.span() for marker in style.markers for match in re.finditer(marker, text, flags))
+    spans = sorted(match.span() for match in find_markers(style.markers, text))
     parts, at = [], 0
     for start, end in spans:
         if start < at or start == end:

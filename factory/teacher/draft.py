@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from factory.errors import BadReply, TeacherBusy
 from factory.files import whole_text
 from factory.frozen import Frozen
-from factory.pairs.styles import MARKER_FLAGS
+from factory.pairs.styles import find_markers
 from factory.teacher.client import Reply, Teacher
 
 ANSWER_TOKENS = 2000  # a draft has about 900
@@ -123,7 +123,7 @@ def as_pattern(phrase: str) -> str:
 
 
 def _count(markers: Sequence[str], text: str) -> int:
-    return sum(1 for marker in markers for _ in re.finditer(marker, text, MARKER_FLAGS))
+    return sum(1 for _ in find_markers(markers, text))
 
 
 def _object_in(reply: str) -> Mapping[str, object]:

@@ -1,14 +1,13 @@
 """A style that the teacher drafts from one line: what is taken from its reply, and what is refused."""
 
 import json
-import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.errors import BadReply, TeacherBusy
-from factory.pairs.styles import MARKER_FLAGS
+from factory.pairs.styles import find_markers
 from factory.planning.scaffold import describe_style
 from factory.teacher.draft import as_pattern, ask_for_draft, read_draft
 from tests.endpoint import DRAFT
@@ -35,7 +34,7 @@ def test_a_draft_becomes_an_instruction_patterns_and_questions():
     ],
 )
 def test_a_phrase_is_found_as_a_person_means_it(phrase, text, n):
-    assert len(re.findall(as_pattern(phrase), text, MARKER_FLAGS)) == n
+    assert len(list(find_markers([as_pattern(phrase)], text))) == n
 
 
 @pytest.mark.parametrize(
