@@ -8,7 +8,7 @@ SEEDS  ?= 100
 # Two tests at a time with one thread each are quicker than one with two: most of them wait for processes.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help install demo test test-all test-network test-vllm lint chaos benchmark comparison clean
+.PHONY: help install demo test test-slow test-all test-network test-vllm lint chaos benchmark comparison clean
 
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,7 +35,10 @@ demo: $(VENV)/runtime  ## vectors of the three built-in styles on a real model, 
 test: install  ## the tests that every change must pass
 	$(PYTEST)
 
-test-all: install  ## those and the slow ones
+test-slow: install  ## the slow ones, but those that install programs of their own
+	$(PYTEST) -m 'slow and not network' --durations=10
+
+test-all: install  ## all of them
 	$(PYTEST) -m 'slow or not slow'
 
 test-network: install  ## the wheel, the whole README and the evaluation harness, each installed anew (half an hour)
