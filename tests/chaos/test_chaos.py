@@ -72,16 +72,13 @@ def test_a_batch_that_kills_its_worker_every_time_is_given_up_after_three_tries(
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_kills_its_worker_every_time_is_given_up_and_the_vector_exported():
-    found = poisoned("evaluation")
-    said = "made, but not evaluated: evaluate_part 2 ended its worker 3 times and is given up"
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("evaluation", "made, but not evaluated: evaluate_part 2 ended its worker 3 times and is given up"),
+        ("learning", "made, but not learned: learn_part 2 ended its worker 3 times and is given up"),
+    ],
+)
+def test_a_part_that_kills_its_worker_every_time_is_given_up_and_the_vector_exported(kind, said):
     counts = {"extracted": 48, "reasons": {}, "pairs_failed": 0}
-    assert found == {"state": "done", "deaths": 3, "message": said} | counts
-
-
-@pytest.mark.slow
-def test_a_part_of_learning_that_kills_its_worker_every_time_is_given_up_and_the_mean_exported():
-    found = poisoned("learning")
-    said = "made, but not learned: learn_part 2 ended its worker 3 times and is given up"
-    counts = {"extracted": 48, "reasons": {}, "pairs_failed": 0}
-    assert found == {"state": "done", "deaths": 3, "message": said} | counts
+    assert poisoned(kind) == {"state": "done", "deaths": 3, "message": said} | counts
