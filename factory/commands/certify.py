@@ -16,6 +16,7 @@ from rich.text import Text
 from factory.benchmark.outcome import BASES, right_answers_of
 from factory.commands.counting import counting
 from factory.commands.options import Job, config_option, hide_loading_bar, json_option, open_job, output_option
+from factory.commands.prose import say
 from factory.commands.tables import folded
 from factory.errors import BenchmarkError, ConfigError, MissingExtra
 from factory.evaluation.evaluation import Evaluation
@@ -170,15 +171,13 @@ def _ask_tasks(
 def _show(style: str, lines: Sequence[Held], unmeasured: Sequence[str]) -> None:
     console = Console(highlight=False)
     for what in unmeasured:
-        console.print(Text(f"not measured again: {what}", style="yellow"), soft_wrap=True)
+        say(console, Text(f"not measured again: {what}", style="yellow"))
     failed = [line for line in lines if not line.holds]
     if not failed:
-        console.print(
-            Text.assemble((style, "bold"), f": all {len(lines)} entries of its certificate hold"), soft_wrap=True
-        )
+        say(console, Text.assemble((style, "bold"), f": all {len(lines)} entries of its certificate hold"))
         return
     said = f": {len(failed)} of {len(lines)} entries of its certificate do not hold"
-    console.print(Text.assemble((style, "bold"), said), soft_wrap=True)
+    say(console, Text.assemble((style, "bold"), said))
     table = Table("", "certified", "found", box=None)
     for line in failed:
         table.add_row(Text(line.name), Text(str(line.certified)), Text(str(line.found)))

@@ -174,10 +174,10 @@ def _asked_by(vector: SteeringVector, settings: Settings) -> list[str]:
     asked = find_hashed(questions, hashes or [])
     if hashes is None:
         said = "does not say which questions its pairs ask: whether these are held out cannot be known"
-        console.print(Text(f"{vector.style_name}: the vector {said}", style="yellow"), soft_wrap=True)
+        say(console, Text(f"{vector.style_name}: the vector {said}", style="yellow"))
     if asked:
         said = f"left out {len(asked)} of {len(questions)} held-out questions, which the vector's pairs ask"
-        console.print(Text(f"{vector.style_name}: {said}", style="yellow"), soft_wrap=True)
+        say(console, Text(f"{vector.style_name}: {said}", style="yellow"))
     return asked
 
 
@@ -232,7 +232,7 @@ def _show_judged(console: Console, result: Evaluation) -> None:
             table.add_row(part, *means, str(scores.n), str(scores.unreadable))
     console.print(folded(table))
     for said in describe_judging(result):
-        console.print(Text(said), soft_wrap=True)
+        say(console, said)
 
 
 def _row(figures: StateFigures) -> list[str]:

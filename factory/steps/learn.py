@@ -106,7 +106,10 @@ def learn_part_step(page: Page, place: int, settings: Settings) -> None:
 
 
 def _with_targets(part: Part, page: Page, target: Target) -> Part:
-    """``part``, with the model's own answers where the run learns from them: made once, and kept."""
+    """``part``, with the model's own answers where the run learns from them.
+
+    Whoever needs them first makes and keeps them; two that begin at once make the same.
+    """
     if _learning(page).targets == "written":
         return part
     from factory.learning.targets import on_policy
