@@ -54,12 +54,19 @@ from factory.pairs.dataset import load_questions
 from factory.pairs.fluency import is_looping
 from factory.pairs.pair import ContrastivePair, hash_pairs
 from factory.pairs.styles import Style
+from factory.steps.learn import LEARNING_VERSION
 from factory.store import Store
 from factory.vector.steer import Steering, generate_batch
 
 TABLE = Path(__file__).parents[1] / "docs" / "comparison.md"
 COST_QUESTIONS, COST_TOKENS, COST_ROUNDS = 4, 24, 4
 SIGNIFICANT = 0.05
+WAYS = {  # settings that decide one row alone: other rows stay when they change
+    "cache-steering": "cache_steering",
+    "mean": "mean",
+    "learned": "learning",
+    "residual": "residual",
+}
 
 
 HEAD = """
@@ -226,7 +233,7 @@ class Arena:
 
     def cache_steering(self) -> Contestant:
         recipe = Recipe("fewshot", **self.config.cache_steering.model_dump())
-        vector = self.kept("cache-steering", lambda: self.build(recipe, range(1, self.target.n_layers)))
+        vector = self.kept([recipe], lambda: self.build(recipe, range(1, self.target.n_layers)))
         return self.vector(vector, f"strength {self.authors_strength:g}", strength=self.authors_strength)
 
     def mean(self) -> Contestant:
@@ -244,7 +251,9 @@ class Arena:
 
     def learned(self) -> Contestant:
         mean, how = self.mean_vector(), self.config.learning
-        vector = self.kept("learned", lambda: learn_vector(self.pairs, self.target, start=mean, learning=how))
+        vector = self.kept(
+            [how, LEARNING_VERSION], lambda: learn_vector(self.pairs, self.target, start=mean, learning=how)
+        )
         steering = Steering.recommended(vector)
         return Contestant("its own", Condition("learned", "steered", steering=steering))
 
@@ -270,11 +279,11 @@ class Arena:
         return build_vector(self.pairs, self.target, style=self.style.name, recipe=recipe, layers=layers)
 
     def mean_vector(self) -> SteeringVector:
-        return self.kept("mean", lambda: self.build(Recipe("fewshot")))
+        return self.kept(["mean"], lambda: self.build(Recipe("fewshot")))
 
-    def kept(self, name: str, make: Callable[[], SteeringVector]) -> SteeringVector:
-        """A vector of this arena, made once."""
-        key = f"vectors/{hash_of([name, *self.identity()])}.pt"
+    def kept(self, settings: list[object], make: Callable[[], SteeringVector]) -> SteeringVector:
+        """A vector of this model and these pairs, made once with its ``settings``."""
+        key = f"vectors/{hash_of([*map(repr, settings), *self.subject()])}.pt"
         content = self.store.read(key)
         if content is None:
             content = make().to_pt()
@@ -289,13 +298,18 @@ class Arena:
         prompt = self.target.tokenizer.decode(self.target.prompt_ids([{"role": "user", "content": pair.question}]))
         return prompt + pair.positive_response, prompt + pair.negative_response
 
-    def identity(self) -> list[object]:
+    def subject(self) -> list[object]:
+        """The model and the style's pairs."""
+        model = [self.target.name, self.target.revision, self.target.dtype]
+        return [model, self.style.model_dump(mode="json"), hash_pairs(self.pairs)]
+
+    def identity(self, row: str) -> list[object]:
         """Everything that decides a row."""
-        config = self.config.model_dump(exclude={"models", "styles", "tasks"})
+        others = {settings for way, settings in WAYS.items() if way != row}
+        config = self.config.model_dump(exclude={"models", "styles", "tasks"} | others)
         tasks = {name: task.sha256 for name, task in self.tasks.items()}
-        model = [self.target.name, self.target.revision, self.target.dtype, self.authors_strength]
-        style = [self.style.model_dump(mode="json"), hash_pairs(self.pairs)]
-        return [model, style, config, self.held_out, self.choice, tasks]
+        version = LEARNING_VERSION if row == "learned" else None
+        return [row, version, self.subject(), self.authors_strength, config, self.held_out, self.choice, tasks]
 
     # ---- measuring
 
@@ -473,7 +487,7 @@ class Session:
 
     def row(self, arena: Arena, row: str) -> Measured | None:
         """The row from the store, else measured now if it is to be made; None where it cannot be."""
-        key = f"rows/{hash_of([row, *arena.identity()])}.json"
+        key = f"rows/{hash_of(arena.identity(row))}.json"
         known = arena.store.read_json(key)
         if known is None and row in (self.given.row or ROWS):
             try:

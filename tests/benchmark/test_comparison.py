@@ -79,3 +79,13 @@ def test_hooks_of_another_library_steer_and_are_gone_afterwards(folder):
     with bare.applied(target):
         fresh = comparison.Store(f"memory://{folder.name}-fresh")
         assert replace(arena, store=fresh).said(bare, arena.held_out) == before
+
+
+def test_a_setting_of_one_way_leaves_the_rows_of_others_as_they_are(folder):
+    config = comparison.Config.model_validate(yaml.safe_load((folder / "comparison.yaml").read_text())).limited(3)
+    model = config.models["tiny"]
+    changed = config.model_copy(update={"learning": config.learning.model_copy(update={"rounds": 3})})
+    target = comparison.load_target(model.source, "cpu", dtype="float32")
+    store = comparison.Store(f"memory://{folder.name}-rows")
+    before, after = (comparison.open_arena(target, STYLE, (each, model), {}, store) for each in (config, changed))
+    assert [row for row in comparison.ROWS if before.identity(row) != after.identity(row)] == ["learned"]
