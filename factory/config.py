@@ -100,9 +100,8 @@ class EvaluationSettings(Frozen):
 
 
 class LearningSettings(Learning):
-    """Whether a run learns its vectors from the means, and how."""
+    """How a run learns its vectors from the means."""
 
-    rounds: int = Field(0, ge=0, description="rounds of learning, at most; 0: the vector is the mean")
     strengths: list[float] = Field(
         [0.7, 1.0, 1.3], min_length=1, description="strengths of a learned vector in the sweep, instead of evaluation's"
     )
@@ -195,7 +194,12 @@ class Settings(Frozen):
     allowed_models: list[str] | None = Field(
         None, description="models that a worker may load; null: its own target_model alone"
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads of the target model; null: all cores")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of the target model; null: all cores, shared by gpu_workers"
+    )
+    gpu_workers: int = Field(
+        1, ge=1, description="workers of svf generate that run the target model; each loads it for itself"
+    )
     extraction_config: ExtractionSettings = Field(ExtractionSettings(), description="see below")
     output_config: OutputSettings = Field(OutputSettings(), description="see below")
     learning: LearningSettings = Field(LearningSettings(), description="see below")

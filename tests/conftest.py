@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 hypothesis.settings.register_profile("factory", max_examples=50, deadline=None)  # machines are shared: no time limits
 hypothesis.settings.load_profile("factory")
 STYLES = ("creative_explorer", "researcher_style", "step_by_step_reasoning")
+MEANS = {"learning": {"rounds": 0}}  # settings of a run whose subject is not learning: its vectors stay means
+MEANS_BY_VARIABLE = {"FACTORY_LEARNING__ROUNDS": "0"}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

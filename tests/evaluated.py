@@ -14,6 +14,7 @@ from factory.steps.extract import extract_step
 from factory.steps.learn import learn_part_step, missing_places, next_round, take_round_step
 from factory.steps.reduce import reduce_step
 from factory.store import Store
+from tests.conftest import MEANS
 
 SWEEP = EvaluationSettings(
     limit=4, choice_limit=3, probe_limit=2, cells=2, strengths=[1, 9], positions=[1], max_new_tokens=8
@@ -28,6 +29,7 @@ def make_run(
         "target_model": str(target_folder),
         "device": "cpu",
         "load_in_8bit": False,
+        **MEANS,
         "styles": list(styles),
         "extraction_config": {"target_layers": "all", "recipe": "response_last"},
         "evaluation": SWEEP,

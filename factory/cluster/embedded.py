@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 
 import redis
@@ -208,12 +209,15 @@ class Crew:
     folder: Path
     environment: dict[str, str]
     members: list[Child] = field(default_factory=list)
+    queues: dict[str, str] = field(default_factory=dict)  # of each member, by name
     replaced: int = 0  # since more work was done
     done: int = 0
 
     def hire(self, queues: str) -> None:
-        """Start a worker on ``queues``, such as ``gpu,reduce``."""
-        name = queues.replace(",", "-")
+        """Start a worker on ``queues``, such as ``gpu,reduce``; several may serve the same."""
+        same, taken = queues.replace(",", "-"), {member.name for member in self.members}
+        name = next(name for name in chain([same], (f"{same}-{n}" for n in count(2))) if name not in taken)
+        self.queues[name] = queues
         worker = [sys.executable, "-P", "-m", "factory.cluster.worker", str(os.getpid())]
         options = ["-Q", queues, "-n", f"{name}-{os.getpid()}@%h", "--without-mingle", "--without-gossip"]
         self.members.append(start_child(name, [*worker, *options], self.folder, self.environment))
@@ -237,9 +241,9 @@ class Crew:
             log.warning("worker %s was killed by signal %d: starting another", member.name, -status)
             self.members.remove(member)
             self.replaced += 1
-            queues = member.name.split("-")  # it was the only one that served them
-            give_back(connect(self.environment["FACTORY_BROKER_URL"]), queues)
-            self.hire(",".join(queues))
+            queues = self.queues[member.name]
+            give_back(connect(self.environment["FACTORY_BROKER_URL"]), queues.split(","))
+            self.hire(queues)
 
     def _forgive(self, done: int) -> None:
         if done > self.done:

@@ -69,8 +69,10 @@ def _describe(plan: Plan) -> str:
     to_write = sum(len(batch.questions) for parts in plan.batches.values() for batch in parts)
     teacher = f", {to_write} of them written by {plan.spec.teacher.model}" if to_write else ""
     n_styles = len(plan.spec.styles)
+    learning = f", {plan.spec.learning.rounds} rounds of learning" if plan.spec.learning else ""
     return (
-        f"{n_styles} style{'s' * (n_styles != 1)}, {pairs} pairs{teacher}, target {plan.spec.extraction.target_model}"
+        f"{n_styles} style{'s' * (n_styles != 1)}, {pairs} pairs{teacher}, "
+        f"target {plan.spec.extraction.target_model}{learning}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -70,7 +71,7 @@ def _watch_here(
     with running_broker(service) as url:
         environment = _environment(job, url)
         os.environ.update(environment)
-        queues = ["gpu,reduce", *(["teacher"] if needs_teacher else [])]
+        queues = ["gpu,reduce"] * job.settings.gpu_workers + ["teacher"] * needs_teacher
         with running_crew(queues, service, environment) as crew:
             start()
             log.info("run %s submitted", ledger.run_id)
@@ -135,5 +136,12 @@ def _environment(job: Job, broker_url: str) -> dict[str, str]:
         "FACTORY_DEVICE": settings.device,
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if settings.gpu_workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(max(1, count_cores() // settings.gpu_workers))  # what torch takes
     file = job.configuration.file
     return environment | ({"FACTORY_CONFIG": str(file.resolve())} if file else {})
+
+
+def count_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -18,6 +18,7 @@ from factory.run.progress import StyleProgress, progress_of
 from factory.teacher.spending import Paid
 
 POLL = 0.5  # s
+WIDE = 100  # columns; on a terminal with fewer the bars are short, so that what a style does is not cut
 ENDED = ("done", "failed")
 HELD = ("paused", "budget_stopped")
 MARKS = {
@@ -55,11 +56,11 @@ def watch(
     names = [style_run.style.name for style_run in ledger.spec.styles]
     if not console.is_terminal:
         return _watch_in_lines(ledger, console, check, meters)
-    width = max(map(len, names))
+    width, bar = max(map(len, names)), 24 if console.width >= WIDE else 10
     bars = Progress(
         TextColumn("{task.fields[mark]}"),
         TextColumn(f"{{task.description:<{width}}}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=bar),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         console=console,
@@ -138,10 +139,11 @@ def describe_progress(state: StyleProgress, calls: int = 0) -> str:
 
 
 def _describe_learning(state: StyleProgress) -> str:
-    words = f"learning, {state.learned}/{state.rounds} rounds"
+    most = state.rounds - 1  # the last one takes no step
+    words = f"learning {min(state.learned, most)}/{most}"
     if state.loss is not None:
-        words += f", loss {state.loss:.3f}"
-    return words if state.validation is None else f"{words}, validation {state.validation:.3f}"
+        words += f", loss {state.loss:.2f}"
+    return words if state.validation is None else f"{words}, val {state.validation:.2f}"
 
 
 def snapshot(ledger: Ledger, meters: Meters = nothing_known) -> dict[str, object]:

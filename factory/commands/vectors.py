@@ -92,7 +92,9 @@ def _table(vector: Any, path: Path) -> Table:
         table.add_row("pair agreement", f"mean cosine {quality.mean_pair_cosine:.3f} with the vector")
     best = Recommendation.read(known)
     if best:
-        table.add_row("recommended", f"strength {best.strength:g}, {known.get('verdict', '')}".removesuffix(", "))
+        keys = f", keys {best.key_strength:g}" if best.key_strength else ""
+        verdict = f", {known['verdict']}" if known.get("verdict") else ""
+        table.add_row("recommended", f"strength {best.strength:g}{keys}{verdict}")
     return table
 
 

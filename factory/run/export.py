@@ -67,6 +67,7 @@ def sam_template(style: Style, vector: SteeringVector) -> Mapping[str, object]:
             "recommended_strength": best.strength if best else None,
             "recommended_layers": list(best.layers) if best and best.layers else None,
             "recommended_positions": best.positions if best else None,
+            "recommended_key_strength": best.key_strength if best else None,
             "effectiveness_score": known.get("effect"),
             "effectiveness_interval": known.get("interval"),
             "verdict": known.get("verdict"),

@@ -50,7 +50,11 @@ def begin_learning(page: Page, mean: bytes, extracted: Sequence[Extracted], repe
 
 def parts_of(page: Page, number: int) -> list[Part]:
     """What round ``number`` reads, part by part."""
-    return _schedule(page.store.url, page.lessons_key, _learning(page)).parts(number)
+    return _schedule_of(page).parts(number)
+
+
+def _schedule_of(page: Page) -> Schedule:
+    return _schedule(page.store.url, page.lessons_key, _learning(page))
 
 
 def next_round(page: Page) -> int | None:
@@ -154,13 +158,15 @@ def give_up_learning(page: Page, reason: str) -> None:
     if reduced and mean and not page.result:
         log.error("learning failed: %s", reason)
         page.store.write(page.vector_key, mean)
-        message = f"made, but not learned: {reason}"
+        message = f"made, but not learned: {reason}. The vector is the mean, not evaluated; 'svf resume' tries again"
         page.finish(Ended.after(reduced, NotLearned(learning="failed", message=message)))
 
 
 def _take(page: Page, number: int) -> Round:
     from factory.learning.state import take_step
 
+    if not _schedule_of(page).taught:
+        raise StyleFailed("no pair can be learned from (their responses cannot be read, or repeat others)")
     learning, entries = _learning(page), [page.gradient(place) for place in _places(page, number)]
     keys = [entry.key for entry in entries if entry]
     if len(keys) < len(entries):

@@ -65,6 +65,7 @@ class Cluster:
             "EXTRACTION_CONFIG__N_TOKENS": "4",
             "EXTRACTION_CONFIG__TARGET_LAYERS": "all",
             "OUTPUT_CONFIG__GENERATE_ANALYSIS_REPORTS": "false",
+            "LEARNING__ROUNDS": "0",
         }
 
     def write_dataset(self, style: str) -> None:

@@ -16,6 +16,9 @@ from factory.cluster import embedded
 from factory.cluster.embedded import Crew, find_server, running_broker, running_crew
 from factory.cluster.folder_lock import holding
 from factory.cluster.lifeline import ORPHANED
+from factory.commands import here
+from factory.commands.options import Job
+from factory.config import Configuration, Settings
 from factory.errors import BrokerError, FolderBusy
 
 
@@ -95,6 +98,27 @@ def test_a_worker_that_ends_is_noticed_and_its_log_shown(broker, tmp_path):
         crew.members[0].process.wait(180)
         with pytest.raises(BrokerError, match="worker no-such-queue ended"):
             crew.check()
+
+
+def test_workers_of_the_same_queues_have_names_of_their_own_and_a_killed_one_is_replaced(broker, tmp_path):
+    with running_crew(["reduce", "reduce"], tmp_path, {"FACTORY_BROKER_URL": broker}) as crew:
+        first, second = crew.members
+        assert (first.name, second.name) == ("reduce", "reduce-2")
+        second.process.kill()
+        second.process.wait()
+        crew.check()
+        assert [member.name for member in crew.members] == ["reduce", "reduce-2"]
+        assert (crew.members[0], crew.members[1].died) == (first, False)
+
+
+@pytest.mark.parametrize(("given", "threads"), [({}, "4"), ({"OMP_NUM_THREADS": "3"}, None)])
+def test_workers_of_one_machine_share_its_cores(given, threads, tmp_path, monkeypatch):
+    monkeypatch.setattr(here, "count_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, number in given.items():
+        monkeypatch.setenv(name, number)
+    job = Job(Configuration(Settings(gpu_workers=2), {}), tmp_path)
+    assert here._environment(job, "redis://127.0.0.1:1").get("OMP_NUM_THREADS") == threads
 
 
 # Under nohup or behind an '&' these two are ignored, and children inherit that.

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from factory.cluster.embedded import find_server, free_port
+from tests.conftest import MEANS_BY_VARIABLE
 from tests.endpoint import running_endpoint
 from tests.programs import running_program
 from tests.teacher.test_teacher_cluster import STYLE as STYLE_FILE
@@ -145,6 +146,7 @@ def settings(target, teacher_port: int) -> dict[str, str]:
         "FACTORY_EXTRACTION_CONFIG__RECIPE": "response_mean",
         "FACTORY_EXTRACTION_CONFIG__BATCH_SIZE": str(N_PAIRS // N_BATCHES),
         "FACTORY_OUTPUT_CONFIG__GENERATE_ANALYSIS_REPORTS": "false",
+        **MEANS_BY_VARIABLE,
         "FACTORY_VISIBILITY_TIMEOUT": "60",
         "FACTORY_GUARD_SECONDS": "5",
         "TEACHER_KEY": "sk-of-hosts",

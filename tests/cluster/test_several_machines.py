@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from factory.cluster.embedded import free_port
+from tests.conftest import MEANS_BY_VARIABLE
 from tests.programs import running_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -42,6 +43,7 @@ def make_vector(folder, environment, target, say, *, cut=None) -> bytes:
         "FACTORY_EXTRACTION_CONFIG__TARGET_LAYERS": "all",
         "FACTORY_EXTRACTION_CONFIG__RECIPE": "response_mean",
         "FACTORY_OUTPUT_CONFIG__GENERATE_ANALYSIS_REPORTS": "false",
+        **MEANS_BY_VARIABLE,
         "FACTORY_GUARD_SECONDS": "4",
         "OMP_NUM_THREADS": "1",
         **environment,

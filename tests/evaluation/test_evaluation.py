@@ -37,6 +37,7 @@ from factory.store import Store
 from factory.vector.recommendation import AS_LEARNED, Recommendation
 from factory.vector.steer import Steering, as_messages, generate_batch
 from factory.vector.vector import SteeringVector
+from tests.conftest import MEANS
 from tests.evaluated import SWEEP, do_evaluation, make_run
 
 STRONG = 400.0
@@ -412,6 +413,7 @@ def evaluated_here(target_folder, tmp_path, svf):
         "styles": ["step_by_step_reasoning"],
         "extraction_config": {"target_layers": "all", "recipe": "response_last"},
         "evaluation": SWEEP.model_dump(),
+        **MEANS,
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     said = svf("generate", "--config", "tiny.yaml", "--output", "out", "--limit", 6)

@@ -32,6 +32,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 REUSED = os.environ.get("REUSED_VENV")  # folder of an environment that stands in for a fresh one: minutes less
 SMALL = {
     "FACTORY_EXTRACTION_CONFIG__N_SHOTS": "1",
+    "FACTORY_LEARNING__ROUNDS": "1",
     "FACTORY_EVALUATION__LIMIT": "2",
     "FACTORY_EVALUATION__CHOICE_LIMIT": "1",
     "FACTORY_EVALUATION__PROBE_LIMIT": "1",

@@ -26,6 +26,7 @@ from factory.steps.extract import extract_step
 from factory.steps.reduce import reduce_step
 from factory.store import Store
 from factory.vector.vector import SteeringVector
+from tests.conftest import MEANS
 
 few_words = st.lists(st.sampled_from(["the", "sky", "is", "blue", "why", "sea", "7", "8"]), max_size=8).map(" ".join)
 
@@ -180,6 +181,7 @@ def written_run(target_folder, folder, order):
         load_in_8bit=False,
         extraction_config={"target_layers": "all", "batch_size": 4},
         output_config={"generate_analysis_reports": False},
+        **MEANS,
     )
     store = Store(str(folder / "store"))
     plan = plan_run(settings, store, folder, limit=12)

@@ -22,6 +22,7 @@ from factory.steps.learn import learn_part_step, missing_places
 from factory.teacher.judge import judge_prompt, judge_spec
 from factory.teacher.request import build_request, request_key
 from factory.teacher.spending import likely_tokens
+from tests.conftest import MEANS
 from tests.evaluated import make_run
 
 NEW = {"regenerate_datasets": True, "styles": ["step_by_step_reasoning"]}
@@ -165,7 +166,7 @@ def test_runs_of_the_same_kind_in_the_store_say_how_long_it_takes(target_folder,
 
 
 def test_learning_is_computed_until_rounds_in_the_store_say_how_long_they_take(target_folder, tmp_path, store):
-    assert estimate_run(Settings(styles=NEW["styles"]), store, tmp_path).learning is None
+    assert estimate_run(Settings(styles=NEW["styles"], **MEANS), store, tmp_path).learning is None
     learning = {"learning": {"rounds": 3, "pairs_per_round": 4, "pairs_per_part": 2, "response_tokens": 6}}
     ledger, settings = make_run(target_folder, tmp_path, store, NEW["styles"], learning)
     computed = estimate_run(settings, store, tmp_path, limit=6).learning

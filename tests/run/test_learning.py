@@ -12,6 +12,7 @@ from rich.console import Console
 
 from factory import SteeringVector, load_pairs
 from factory.commands.report import show_measured
+from factory.config import LearningSettings, Settings
 from factory.evaluation.answers import Questioning, ask
 from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.probe import apply_cell
@@ -19,6 +20,7 @@ from factory.learning import targets
 from factory.learning.learn import learn_vector
 from factory.learning.spec import Learning
 from factory.pairs.dataset import dataset_path
+from factory.planning.plan import plan_run
 from factory.report.page import render_report
 from factory.run.entries import Ended
 from factory.run.ledger import Ledger
@@ -29,7 +31,7 @@ from factory.steps.learn import give_up_learning, learn_part_step, next_round, p
 from factory.steps.reduce import reduce_step
 from factory.steps.resident import target_of
 from factory.store import Store
-from tests.conftest import ROOT
+from tests.conftest import MEANS, ROOT
 from tests.evaluated import SWEEP, finish_run, make_run, take_rounds
 
 STYLE = "step_by_step_reasoning"
@@ -156,6 +158,60 @@ def test_pairs_that_cannot_be_learned_from_are_left_out_where_only_their_prompts
     read = {pair.pair_id for number in range(5) for part in parts_of(page, number) for pair in part.pairs}
     assert len(read) == 5
     assert unlearnable not in read
+
+
+def test_a_run_learns_unless_it_is_told_not_to(store, tmp_path, svf):
+    learns, averages = (plan_run(Settings(**given), store, tmp_path).spec for given in ({}, MEANS))
+    assert learns.learning == Learning()
+    assert learns.evaluation.strengths == (0.7, 1.0, 1.3)
+    assert learns.evaluation.mean.strengths == averages.evaluation.strengths == (2.0, 4.0, 6.0, 8.0)
+    assert (averages.learning, averages.evaluation.mean) == (None, None)
+    told = [json.loads(svf("estimate", "--json", *words).out)["learning"] for words in ([], ["--rounds", 0])]
+    assert told[0]["high"] > 0
+    assert told[1] is None
+
+
+def test_without_rounds_a_run_has_the_bytes_of_the_mean_from_which_another_learns(run, target_folder, tmp_path):
+    page, _ = run
+    other = Store(str(tmp_path / "other"))
+    ledger, _ = make_run(target_folder, tmp_path, other, [STYLE], ALONE | MEANS)
+    averaged = ledger.of(STYLE)
+    assert other.read(averaged.vector_key) == page.store.read(page.mean_key)
+    assert averaged.result.vector_sha256 == page.reduced().vector_sha256
+    assert not other.exists(averaged.mean_key)
+
+
+def test_a_run_that_was_frozen_without_learning_learns_nothing_whatever_the_settings_say_now(
+    target_folder, tmp_path, store
+):
+    ledger, settings = make_run(target_folder, tmp_path, store, [STYLE], MEANS)
+    mean = store.read(ledger.of(STYLE).vector_key)
+    now = settings.model_copy(update={"learning": LearningSettings(**QUICK.model_dump())})
+    page = Ledger(store, ledger.run_id).of(STYLE)
+    assert next_round(page) is None
+    finish_run(page.ledger, now)
+    vector = SteeringVector.from_bytes(store.read(page.vector_key), "v.pt")
+    assert vector.value_vector.equal(SteeringVector.from_bytes(mean, "mean.pt").value_vector)
+    assert "learning" not in vector.extraction_config
+    assert page.result.mean is None
+
+
+def test_a_style_none_of_whose_pairs_can_be_learned_from_keeps_its_mean_and_says_so(target_folder, tmp_path, store):
+    # Given a recipe that reads no response, and responses that would all end their turn in their middle
+    lines = [json.loads(line) for line in (ROOT / "datasets" / f"{STYLE}_pairs.jsonl").open()][:4]
+    own = dataset_path(tmp_path, STYLE)
+    own.parent.mkdir(parents=True)
+    own.write_text(
+        "".join(json.dumps(line | {"positive_response": "Step 1: <|im_end|>."}) + "\n" for line in lines[1:])
+    )
+    how = {"extraction_config": {"target_layers": "all", "recipe": "system_prompt"}}
+    ledger, settings = make_run(target_folder, tmp_path, store, [STYLE], ALONE | how)
+    page = ledger.of(STYLE)
+    take_rounds(page, settings)
+    assert page.result.message.startswith("made, but not learned: no pair can be learned from")
+    assert "'svf resume' tries again" in page.result.message
+    assert store.read(page.vector_key) == store.read(page.mean_key)
+    assert page.all_rounds() == []
 
 
 def test_specifications_and_ends_of_older_versions_are_read_as_they_were_meant(run):

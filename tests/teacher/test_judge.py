@@ -21,6 +21,7 @@ from factory.teacher.judge import as_judge, comparison_prompt, judge_pair, read_
 from factory.teacher.replies import Payer, stored_reply
 from factory.teacher.writing import write_batch
 from factory.vector.vector import SteeringVector
+from tests.conftest import MEANS
 from tests.endpoint import running_endpoint
 from tests.evaluated import SWEEP, do_evaluation, make_run
 from tests.llama_server import model_file, running_llama
@@ -267,6 +268,7 @@ def test_a_judge_in_the_queue_gives_the_bytes_of_one_asked_here_though_a_third_o
             "extraction_config": {"target_layers": "all", "recipe": "response_last"},
             **changes(flaky.base_url, "judge"),
             "evaluation": settings.evaluation.model_dump(),
+            **MEANS,
         }
         (tmp_path / "tiny.yaml").write_text(json.dumps(config))
         said = svf("generate", "--config", "tiny.yaml", "--output", "out", "--limit", 6)

@@ -24,6 +24,7 @@ from factory.run.artifacts import get_pairs
 from factory.run.ledger import Ledger
 from factory.run.progress import progress_of
 from factory.store import Store
+from tests.conftest import MEANS, MEANS_BY_VARIABLE
 from tests.endpoint import answer_to, running_endpoint
 
 SECRET = "sk-proj-Zx81TopSecretKeyOfTheTest9Qw"
@@ -119,6 +120,7 @@ def running_cluster(folder: Path, **settings: object) -> Iterator[Cluster]:
             "FACTORY_MAX_CONCURRENT_CALLS": "8",
             "FACTORY_API_DELAY": "null",  # whatever a config.yaml beside the tests says
             "FACTORY_OUTPUT_CONFIG__GENERATE_ANALYSIS_REPORTS": "false",
+            **MEANS_BY_VARIABLE,
             "FACTORY_LOG": str(folder / "factory.log"),
             "OMP_NUM_THREADS": "1",
             **{f"FACTORY_{name.upper()}": str(value) for name, value in settings.items()},
@@ -337,6 +339,7 @@ def test_a_paused_generate_says_why_and_goes_on_here_without_paying_again(svf, t
             "max_cost_usd": 10 * usual,
             "extraction_config": {"target_layers": "all", "batch_size": 3},
             "output_config": {"generate_analysis_reports": False},
+            **MEANS,
         }
         (tmp_path / "config.yaml").write_text(json.dumps(config))
         stopped = svf("generate", "--output", "out", "--limit", 9)
@@ -367,6 +370,7 @@ def test_a_key_given_by_flag_reaches_a_server_of_one_s_own_and_openai_s_does_not
             FACTORY_EXTRACTION_CONFIG__TARGET_LAYERS="all",
             FACTORY_OUTPUT_CONFIG__GENERATE_ANALYSIS_REPORTS="false",
             OPENAI_API_KEY="sk-of-openai",
+            **MEANS_BY_VARIABLE,
         )
         assert said.status == 0, said.out + said.err
         assert endpoint.keys == {f"Bearer {SECRET}"}

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from factory.vector.vector import SteeringVector
+from tests.conftest import MEANS
 from tests.llama_server import model_file, running_llama
 
 STYLE = """\
@@ -51,6 +52,7 @@ def test_a_new_style_s_dataset_and_vector_come_from_its_yaml_file_alone(svf, tmp
             "load_in_8bit": False,
             "extraction_config": {"target_layers": "all"},
             "output_config": {"generate_analysis_reports": False},
+            **MEANS,
         }
         (tmp_path / "config.yaml").write_text(json.dumps(config))
         said = svf("generate", "--config", "config.yaml", "--output", "out")

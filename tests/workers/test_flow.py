@@ -18,11 +18,14 @@ import yaml
 
 from factory import SteeringVector, build_vector, load_pairs
 from factory.cluster.embedded import running_broker, running_crew
+from factory.config import load_settings
 from factory.learning.learn import learn_vector
 from factory.learning.spec import Learning
 from factory.run.ledger import Ledger
 from factory.store import Store
-from tests.conftest import ROOT
+from factory.vector.sharing import share
+from tests.conftest import MEANS, ROOT
+from tests.evaluated import SWEEP
 
 SHIPPED = ROOT / "datasets"
 STYLE = "step_by_step_reasoning"
@@ -31,7 +34,7 @@ LEARNING = Learning(rounds=3, pairs_per_round=4, pairs_per_part=2, response_toke
 
 @pytest.fixture
 def config(tmp_path, target_folder) -> Path:
-    """A run of two styles on the tiny model, without evaluation."""
+    """A run of two styles on the tiny model, without learning and evaluation."""
     path = tmp_path / "tiny.yaml"
     content = {
         "styles": [STYLE, "creative_explorer"],
@@ -41,6 +44,7 @@ def config(tmp_path, target_folder) -> Path:
         "threads": 1,
         "extraction_config": {"target_layers": "1-3", "batch_size": 4},
         "output_config": {"generate_analysis_reports": False},
+        **MEANS,
     }
     path.write_text(yaml.safe_dump(content))
     return path
@@ -108,6 +112,43 @@ def test_generate_enqueue_and_one_process_learn_the_same_bytes(svf, config, tmp_
     assert shot["state"] == "done"
     assert [style["extracted"] for style in shot["styles"]] == [10, 10]
     assert [style["learned"] for style in shot["styles"]] == [4, 4]
+
+
+def test_generate_learns_and_shows_what_was_learned_beside_its_mean(svf, config, tmp_path):
+    # Given the settings of a run that says nothing of whether it learns, but learns quickly and on two workers
+    settings = yaml.safe_load(config.read_text())
+    quick = LEARNING.model_dump(mode="json", exclude={"rounds"}) | {"strengths": [1]}
+    changes = {"styles": [STYLE], "gpu_workers": 2, "learning": quick, "evaluation": SWEEP.model_dump()}
+    config.write_text(yaml.safe_dump(settings | changes | {"output_config": {}, "threads": None}))
+    assert load_settings(config).learning.rounds == Learning().rounds > 0
+
+    # When it is made, in fewer rounds, and its vector exported
+    made = svf("generate", "--config", config, "--output", "out", "--limit", 6, "--rounds", 2, COLUMNS="80")
+    assert made.status == 0, made.err + made.out
+    vector = tmp_path / "out" / "steering_vectors" / f"{STYLE}.pt"
+    share(SteeringVector.load(vector), tmp_path / "shared")
+
+    # Then terminal, report, template and card know the learned vector, and both workers had a hand in it
+    assert "1 style, 6 pairs, target" in made.out
+    assert ", 2 rounds of learning" in made.out
+    assert "with the mean that it was learned from" in made.out
+    assert "strength 1, layers all, 1 position, keys 1)" in made.out
+    (report,) = (tmp_path / "out" / "runs").glob("*/report.html")
+    assert f'id="{STYLE}-learning-figure"' in report.read_text()
+    template = json.loads((tmp_path / "out/sam/assets/steering_vectors" / f"{STYLE}_template.json").read_text())
+    known = template["metadata"]
+    assert (known["recommended_strength"], known["recommended_key_strength"], known["recommended_positions"]) == (
+        1,
+        1,
+        1,
+    )
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "recommended: strength 1, keys 1, layers all" in card
+    assert "| mean | " in card
+    assert "rounds of likelihood" in card
+    logs = {path.name for path in report.parent.glob("logs/gpu*.log")}
+    assert logs == {"gpu-reduce.log", "gpu-reduce-2.log"}
+    assert processes_that_know(str(tmp_path / "out")) == []
 
 
 def test_a_run_leaves_every_promised_file_and_no_process(svf, config, tmp_path):
