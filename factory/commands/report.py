@@ -13,6 +13,7 @@ from rich.text import Text
 from factory.commands.ledgers import find_ledger
 from factory.commands.options import config_option, open_job, output_option
 from factory.commands.prose import say
+from factory.run.entries import Ended
 from factory.run.ledger import Ledger
 
 LONGEST_EXAMPLE = 420  # characters on the terminal
@@ -39,12 +40,20 @@ def show_measured(ledger: Ledger, console: Console) -> None:
         if result and result.message:
             say(console, Text.assemble((page.name, "yellow"), f": {result.message}"))
         elif result and result.verdict:
-            shares = f"{result.steered:.0%} of answers in the style, {result.unsteered:.0%} unsteered"
-            if result.mean is not None:
-                shares += f", {result.mean:.0%} with the mean that it was learned from"
-            verdict = f": {result.verdict} ({shares}, {result.setting})"
+            verdict = f": {result.verdict} ({_shares(result)}; {result.setting})"
             say(console, Text.assemble((page.name, "bold"), verdict))
     show_examples(ledger, console)
+
+
+def _shares(result: Ended) -> str:
+    """How many answers are in the style and how many loop, with the vector and with the mean that it came from."""
+    shares = f"{result.steered:.0%} of answers in the style, {result.unsteered:.0%} unsteered"
+    if result.mean is not None:
+        shares += f", {result.mean:.0%} with the mean that it was learned from"
+    if result.loops is not None:  # runs of older versions did not write it down
+        shares += f"; {result.loops:.0%} loop"
+        shares += f", {result.mean_loops:.0%} with the mean" if result.mean_loops is not None else ""
+    return shares
 
 
 def show_examples(ledger: Ledger, console: Console) -> None:

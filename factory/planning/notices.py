@@ -8,6 +8,7 @@ from factory.benchmark.item import Task
 from factory.benchmark.outcome import BASES, WITH_MEAN
 from factory.config import Settings
 from factory.evaluation.spec import EvaluationSpec
+from factory.learning.schedule import FEWEST
 from factory.pairs.pair import cut_batches
 from factory.planning.supply import Supply, has_teacher
 from factory.teacher.endpoint import OPENAI_KEY
@@ -35,6 +36,7 @@ def describe_gaps(settings: Settings, supplies: Sequence[Supply], asked: dict[st
         *describe_repeats(merge_repeats(supplies)),
         *describe_asked(asked),
         *describe_small_batches(settings, supplies),
+        *describe_few_lessons(settings, supplies),
     ]
 
 
@@ -54,6 +56,21 @@ def describe_small_batches(settings: Settings, supplies: Sequence[Supply]) -> li
                 "n_shots"
             )
     return lines
+
+
+def describe_few_lessons(settings: Settings, supplies: Sequence[Supply]) -> list[str]:
+    """Styles that will be learned from so few pairs that nothing tells when to stop, one line each."""
+    if not settings.learning.rounds:
+        return []
+    counts = {
+        name: len(supply.pairs) + len(supply.missing) for name, supply in zip(settings.styles, supplies, strict=True)
+    }
+    return [
+        f"style {name!r}: with fewer than {FEWEST} pairs none is left to validate, so what is learned may suit these "
+        f"{count} alone: add pairs, or give --rounds 0 for the mean"
+        for name, count in counts.items()
+        if count < FEWEST
+    ]
 
 
 def describe_successor(teacher: TeacherSpec) -> list[str]:

@@ -115,7 +115,7 @@ class Ended(RunEntry):
 
     ``learning`` is "failed" where the mean was made and nothing could be learned from there, so that the
     mean is the vector; ``evaluation``, where the vector could not be evaluated. Of one that was:
-    the ``verdict``, the chosen ``setting`` in words, and the share of answers in the style.
+    the ``verdict``, the chosen ``setting`` in words, and the share of answers in the style and of those that loop.
     """
 
     state: Literal["done", "failed"]
@@ -130,6 +130,8 @@ class Ended(RunEntry):
     unsteered: float = 0.0
     steered: float = 0.0
     mean: float | None = None
+    loops: float | None = None
+    mean_loops: float | None = None
 
     @classmethod
     def after(cls, reduced: Reduced, *later: Learned | NotLearned | Measured | NotEvaluated) -> Self:
@@ -148,7 +150,8 @@ class Ended(RunEntry):
 class Measured(RunEntry):
     """What an evaluation adds to a style's end; ``vector_sha256`` is that of the vector that holds it.
 
-    ``mean``: the share with the mean that the vector was learned from, None without learning.
+    ``mean``: the share with the mean that the vector was learned from, None without learning; ``loops`` and
+    ``mean_loops``: the shares of answers that loop.
     """
 
     vector_sha256: str
@@ -157,6 +160,8 @@ class Measured(RunEntry):
     unsteered: float
     steered: float
     mean: float | None = None
+    loops: float
+    mean_loops: float | None = None
 
 
 class NotLearned(RunEntry):

@@ -117,14 +117,16 @@ def conclude_step(page: Page) -> None:
 
 def _in_short(evaluation: Evaluation, vector_sha256: str) -> Measured:
     """What a person wants to know at once."""
-    mean = evaluation.measured.get(MEAN)
+    steered, mean = evaluation.measured["steered"], evaluation.measured.get(MEAN)
     return Measured(
         vector_sha256=vector_sha256,
         verdict=evaluation.verdict,
         setting=evaluation.setting.describe(),
         unsteered=evaluation.measured["unsteered"].share,
-        steered=evaluation.measured["steered"].share,
+        steered=steered.share,
         mean=mean.share if mean else None,
+        loops=steered.loops,
+        mean_loops=mean.loops if mean else None,
     )
 
 

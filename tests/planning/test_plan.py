@@ -19,7 +19,7 @@ from factory.planning.supply import run_questions
 from factory.run.artifacts import get_pairs
 from factory.store import Store
 from factory.target.download import count_layers
-from tests.conftest import STYLES
+from tests.conftest import MEANS, STYLES
 
 STYLE = "step_by_step_reasoning"
 
@@ -172,6 +172,13 @@ def test_a_limit_that_leaves_no_room_for_named_questions_is_said(store, tmp_path
     assert "limit before 1 question of additional_questions" in warning
 
 
+def test_a_style_with_too_few_pairs_to_validate_is_named_unless_nothing_is_learned(store, tmp_path):
+    assert plan_run(settings(), store, tmp_path, limit=6).warnings == []
+    (warning,) = plan_run(settings(), store, tmp_path, limit=5).warnings
+    assert warning.startswith(f"style {STYLE!r}: with fewer than 6 pairs none is left to validate")
+    assert plan_run(settings(**MEANS), store, tmp_path, limit=5).warnings == []
+
+
 def test_a_run_on_starter_pairs_says_so_in_one_line_and_how_to_have_ones_own(store, tmp_path):
     (note,) = plan_run(settings(), store, tmp_path).notes
     assert "starter pairs" in note
@@ -266,7 +273,7 @@ def test_layer_sets_of_the_sweep_that_the_model_lacks_are_refused(store, tmp_pat
     assert count_layers(str(target_folder)) == 4
     given = settings(target_model=str(target_folder), extraction_config={"target_layers": "all"})
     fitting = given.model_copy(update={"evaluation": EvaluationSettings(layer_sets=["all", "1-3"])})
-    assert plan_run(fitting, store, tmp_path).spec.evaluation.layer_sets == ("all", "1-3")
+    assert plan_run(fitting, store, tmp_path).spec.evaluation.mean.layer_sets == ("all", "1-3")
     lacking = given.model_copy(update={"evaluation": EvaluationSettings(layer_sets=["all", layer_set])})
     with pytest.raises(LayerError, match=rf"evaluation\.layer_sets: .*{said}"):
         plan_run(lacking, store, tmp_path)
