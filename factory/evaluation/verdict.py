@@ -10,7 +10,7 @@ from factory.evaluation.agreement import agreement_of
 from factory.evaluation.cell import Cell
 from factory.evaluation.certificate import CERTIFICATE, Certificate
 from factory.evaluation.evaluation import KEY, TASKS, Evaluation
-from factory.evaluation.figures import AnswerFigures, Check, Interval, Reading, RightAnswers, Scope
+from factory.evaluation.figures import AnswerFigures, Check, Interval, Reading, RightAnswers, Scope, StateFigures
 from factory.evaluation.parts import PartsDone, Tried
 from factory.evaluation.rules import (
     STRONG,
@@ -110,8 +110,7 @@ def conclude(
         checks=checks,
         dose=dose_of(done.cells[0].gate, chosen.setting),
         moved=chosen.moved,
-        measured={name: states[name].figures.summary() for name in STATES}
-        | ({MEAN: done.mean.figures.summary()} if done.mean else {}),
+        measured=_in_order(done),
         mean_setting=done.mean.setting if done.mean else None,
         cells=tuple(cell.summary() for cell in done.cells),
         gate=done.cells[0].gate,
@@ -128,6 +127,15 @@ def conclude(
         preferred=states["steered"].preferred,
         agreement=agreement_of(states.values()),
     )
+
+
+def _in_order(done: PartsDone) -> dict[str, StateFigures]:
+    """What was measured of each state; the mean stands before what was learned from it."""
+    figures = {name: done.states[name].figures.summary() for name in STATES}
+    if done.mean is None:
+        return figures
+    figures[MEAN] = done.mean.figures.summary()
+    return {name: figures[name] for name in (*BASELINES, MEAN, "steered", *CONTROLS)}
 
 
 def dose_of(gate: Sequence[Reading], setting: Cell) -> float | None:

@@ -172,11 +172,13 @@ def _figures(style: str, vector: SteeringVector, evaluation: Evaluation | None) 
         made["agreement"] = figures.agreement_figure(f"{style}-agreement", quality.pair_cosine_bins)
     if evaluation:
         baseline = evaluation.measured["unsteered"].share
-        made["sweep"] = figures.sweep_figure(f"{style}-sweep", evaluation.cells, baseline)
+        if len(evaluation.cells) > 1:
+            made["sweep"] = figures.sweep_figure(f"{style}-sweep", evaluation.cells, baseline)
         made["compared"] = figures.compared_figure(f"{style}-compared", evaluation.measured)
         if evaluation.measured["steered"].relevance is not None:
             made["topic"] = figures.topic_figure(f"{style}-topic", evaluation.measured)
-        made["probe"] = figures.probe_figure(f"{style}-probe", evaluation.gate)
+        if len(evaluation.gate) > 1:
+            made["probe"] = figures.probe_figure(f"{style}-probe", evaluation.gate)
     return {name: Markup(svg) for name, svg in made.items()}  # figures.py escapes
 
 

@@ -135,7 +135,11 @@ def test_generate_learns_and_shows_what_was_learned_beside_its_mean(svf, config,
     assert "with the mean that it was learned from" in made.out
     assert re.search(r"; \d+% loop, \d+% with the mean; strength 1, layers all, 1 position, keys 1\)", made.out)
     (report,) = (tmp_path / "out" / "runs").glob("*/report.html")
-    assert f'id="{STYLE}-learning-figure"' in report.read_text()
+    html = report.read_text()
+    assert f'id="{STYLE}-learning-figure"' in html
+    assert f'id="{STYLE}-sweep-figure"' not in html  # one setting is no sweep
+    assert f'id="{STYLE}-probe-figure"' not in html
+    assert html.index('<th scope="row">mean</th>') < html.index('<th scope="row">steered</th>')
     template = json.loads((tmp_path / "out/sam/assets/steering_vectors" / f"{STYLE}_template.json").read_text())
     known = template["metadata"]
     assert (known["recommended_strength"], known["recommended_key_strength"], known["recommended_positions"]) == (
