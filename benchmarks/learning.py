@@ -61,7 +61,6 @@ from factory.store import Store
 from factory.target.download import BUILT_IN
 
 ROOT = Path(__file__).resolve().parent.parent
-N_CHOICE = 20  # questions of --choose
 MEANS = {  # what the sweep of config_cpu.yaml chose for the mean differences of the starter pairs
     "step_by_step_reasoning": Cell(5.5, "14-29", key_strength=0.8),
     "creative_explorer": Cell(5.5, "14-29", key_strength=0.8),
@@ -134,9 +133,7 @@ def shuffle(pairs: list[ContrastivePair]) -> list[ContrastivePair]:
 
 def measure_answers(target, style, store, steering, system, arguments) -> dict:
     """The figures of one condition."""
-    settings = load_settings(str(ROOT / "config_cpu.yaml"))
-    choosing = settings.evaluation.model_copy(update={"choice_limit": N_CHOICE})
-    plan = plan_evaluation(settings.model_copy(update={"evaluation": choosing}))
+    plan = plan_evaluation(load_settings(str(ROOT / "config_cpu.yaml")))
     questions = plan.choice_questions if arguments.choose else plan.questions
     said = ask(target, Questioning(questions, arguments.tokens, steering, system), store)
     scored = score(said, style)
