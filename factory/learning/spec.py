@@ -36,7 +36,7 @@ class Learning(Frozen):
     )
     penalty: float = Field(0.2, ge=0, description="weight of staying close in the objective stay")
     loop_penalty: float = Field(0.5, ge=0, description="weight of the unlikelihood of saying a sentence again; 0: none")
-    response_tokens: int = Field(72, ge=1, description="tokens of a response that are learned from, cut at a sentence")
+    response_tokens: int = Field(96, ge=1, description="tokens of a response that are learned from, cut at a sentence")
     start_values: float = Field(1.5, description="what the mean's values are multiplied by where learning begins")
     start_keys: float = Field(0.8, description="what the mean's keys are multiplied by where learning begins")
     validation_share: float = Field(
