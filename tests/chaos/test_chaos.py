@@ -76,7 +76,11 @@ def test_a_batch_that_kills_its_worker_every_time_is_given_up_after_three_tries(
     ("kind", "said"),
     [
         ("evaluation", "made, but not evaluated: evaluate_part 2 ended its worker 3 times and is given up"),
-        ("learning", "made, but not learned: learn_part 2 ended its worker 3 times and is given up"),
+        (
+            "learning",
+            "made, but not learned: learn_part 2 ended its worker 3 times and is given up. The vector is the mean, not "
+            "evaluated; 'svf resume' tries again",
+        ),
     ],
 )
 def test_a_part_that_kills_its_worker_every_time_is_given_up_and_the_vector_exported(kind, said):
