@@ -32,8 +32,8 @@ from factory.vector.recommendation import AS_LEARNED, Recommendation, without_re
 from factory.vector.vector import SteeringVector
 
 STATES = (*BASELINES, "steered", *CONTROLS)  # of the model, in the order in which they are shown
-STRONGER = "Try higher strengths, more layers (target_layers: all), or more steered positions."
-WEAKER = "Its answers loop too often: evaluate lower strengths or fewer positions."
+STRONGER = "Try higher strengths, more layers (target_layers: all), or more rounds of learning."
+WEAKER = "Its answers loop too often: evaluate lower strengths, or learn for more rounds or with a higher loop_penalty."
 
 NOTHING = (
     "Extract more layers (target_layers: all), try another recipe (fewshot or response_mean with n_tokens: 4), "

@@ -14,8 +14,12 @@ def is_learned(vector: SteeringVector) -> bool:
 
 
 def describe_learning(vector: SteeringVector) -> str | None:
-    """Such as "41 rounds of likelihood, best before round 36"; None of a vector that was not learned."""
+    """Such as "36 rounds of likelihood, best after 24"; None of a vector that was not learned.
+
+    A round whose pairs only validate took no step, and is not counted.
+    """
     learned, how = vector.metadata.get("learning"), vector.extraction_config.get("learning")
     if not isinstance(learned, dict) or not isinstance(how, dict):
         return None
-    return f"{learned['rounds_taken']} rounds of {how['objective']}, best before round {learned['best_round']}"
+    taken = sum(entry["loss"] is not None for entry in learned["curve"])
+    return f"{taken} rounds of {how['objective']}, best after {learned['best_round']}"

@@ -250,5 +250,5 @@ def test_the_report_shows_the_mean_beside_what_was_learned_from_it(target_folder
     html = render_report(ledger)
     assert f'id="{STYLE}-learning-figure"' in html
     assert '<th scope="row">mean</th>' in html
-    assert "4 rounds of likelihood, best before round" in html
+    assert "3 rounds of likelihood, best after" in html
     assert "with the mean that this vector was learned from" in html
