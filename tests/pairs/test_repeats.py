@@ -121,7 +121,12 @@ def test_many_questions_from_one_template_are_compared_with_few_others(monkeypat
 
 # ---- at planning
 
-LOCAL = {"styles": ["step_by_step_reasoning"], "base_url": "http://127.0.0.1:1/v1", "regenerate_datasets": True}
+LOCAL = {
+    "styles": ["step_by_step_reasoning"],
+    "base_url": "http://127.0.0.1:1/v1",
+    "regenerate_datasets": True,
+    "learning": {"rounds": 0},  # two pairs are too few to learn from, which planning says
+}
 
 
 def asked(plan):
