@@ -125,7 +125,7 @@ LOCAL = {
     "styles": ["step_by_step_reasoning"],
     "base_url": "http://127.0.0.1:1/v1",
     "regenerate_datasets": True,
-    "learning": {"rounds": 0},  # two pairs are too few to learn from, which planning says
+    **MEANS,  # two pairs are too few to learn from, which planning would say
 }
 
 
@@ -186,7 +186,6 @@ def written_run(target_folder, folder, order):
         load_in_8bit=False,
         extraction_config={"target_layers": "all", "batch_size": 4},
         output_config={"generate_analysis_reports": False},
-        **MEANS,
     )
     store = Store(str(folder / "store"))
     plan = plan_run(settings, store, folder, limit=12)
