@@ -24,7 +24,6 @@ from factory.evaluation.evaluation import Evaluation
 from factory.evaluation.figures import Capability, StateFigures
 from factory.evaluation.judged import AnswerJudge, count_compared, count_judged
 from factory.evaluation.spec import EvaluationSpec
-from factory.learning.description import is_learned
 from factory.pairs.dataset import load_questions
 from factory.pairs.heldout import asked_hashes, find_hashed
 from factory.pairs.styles import Style, load_style
@@ -37,6 +36,7 @@ from factory.teacher.judge import COMPARISON, RUBRIC, judge_spec
 from factory.teacher.limits import Pace
 from factory.teacher.replies import Payer
 from factory.teacher.spending import require_price, worst_case
+from factory.vector.learned import is_learned
 
 if TYPE_CHECKING:
     from factory.vector.vector import SteeringVector

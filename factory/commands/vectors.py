@@ -14,8 +14,8 @@ from rich.text import Text
 
 from factory.commands.options import json_option
 from factory.commands.tables import folded
-from factory.learning.description import describe_learning
 from factory.run.export import run_path
+from factory.vector.learned import describe_learning
 from factory.vector.quality import Quality
 from factory.vector.recommendation import Recommendation
 

@@ -26,8 +26,8 @@ from factory.evaluation.rules import (
 from factory.evaluation.score import gain
 from factory.evaluation.spec import BASELINES, CONTROLS, MEAN, EvaluationSpec
 from factory.evaluation.thought import answers_of
-from factory.learning.description import is_learned
 from factory.pairs.styles import Style
+from factory.vector.learned import is_learned
 from factory.vector.recommendation import AS_LEARNED, Recommendation, without_recommendation
 from factory.vector.vector import SteeringVector
 

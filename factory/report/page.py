@@ -18,7 +18,6 @@ from factory.benchmark.outcome import TaskResult, read_tasks
 from factory.evaluation.agreement import describe_judging
 from factory.evaluation.evaluation import Evaluation
 from factory.extras import DISTRIBUTION
-from factory.learning.description import describe_learning
 from factory.pairs.styles import Style
 from factory.report import figures
 from factory.report.shown import (
@@ -33,6 +32,7 @@ from factory.report.timing import time_phases, time_workers, timeline
 from factory.run.ledger import Ledger
 from factory.run.page import Page
 from factory.run.progress import StyleProgress, progress_of
+from factory.vector.learned import describe_learning
 from factory.vector.quality import Quality
 from factory.vector.statistics import ENOUGH
 from factory.vector.vector import SteeringVector

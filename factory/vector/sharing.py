@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from factory.files import write_atomically
+from factory.vector.learned import describe_learning
 from factory.vector.sources import CARD
 from factory.vector.vector import SteeringVector
 
@@ -46,6 +47,7 @@ def model_card(vector: SteeringVector, file_name: str) -> str:
         known=known,
         how=vector.extraction_config,
         evaluation=known.get("evaluation"),
+        learned=describe_learning(vector),
     )
 
 

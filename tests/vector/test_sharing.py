@@ -121,6 +121,17 @@ def test_the_card_says_what_was_measured_and_where_it_came_from(vector, tmp_path
     assert [row[0] for row in rows] == ["unsteered", "prompted", "steered", "random", "negated"]
 
 
+def test_the_card_of_a_learned_vector_says_how_it_was_learned(vector, tmp_path):
+    curve = [{"round": 1, "loss": 4.5, "validation": None}, {"round": 2, "loss": 4.2, "validation": 4.0}]
+    learned = replace(
+        vector,
+        extraction_config=vector.extraction_config | {"learning": {"objective": "likelihood"}},
+        metadata=vector.metadata | {"learning": {"curve": curve, "best_round": 1}},
+    )
+    share(learned, tmp_path)
+    assert "| learned | 2 rounds of likelihood, best after 1 |" in (tmp_path / "README.md").read_text()
+
+
 def test_a_vector_of_a_sum_can_be_shared_without_an_evaluation(vector, tmp_path):
     share(0.5 * vector, tmp_path)
     assert "Not evaluated" in (tmp_path / "README.md").read_text()
