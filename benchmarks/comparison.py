@@ -111,9 +111,10 @@ The columns:
 
 
 class Model(Frozen):
-    """A model to steer: where it is loaded from, and the authors' strength for their model nearest to it."""
+    """A model to steer: where it is loaded from, its numbers, and the authors' strength for the model nearest it."""
 
     source: str
+    dtype: str
     cache_steering_strength: float
 
 
@@ -309,8 +310,8 @@ class Arena:
         others = {settings for way, settings in WAYS.items() if way != row}
         config = self.config.model_dump(exclude={"models", "styles", "tasks"} | others)
         tasks = {name: task.sha256 for name, task in self.tasks.items()}
-        version = LEARNING_VERSION if row == "learned" else None
-        return [row, version, self.subject(), self.authors_strength, config, self.held_out, self.choice, tasks]
+        own = {"cache-steering": self.authors_strength, "learned": LEARNING_VERSION}.get(row)
+        return [row, own, self.subject(), config, self.held_out, self.choice, tasks]
 
     # ---- measuring
 
@@ -395,10 +396,10 @@ ROWS = ("unsteered", "prompted", "few-shot", "cache-steering", "mean", "learned"
 def write_table(config: Config, found: dict[Place, Measured], command: str, path: Path) -> None:
     """The document, from the rows that are done; those that are not are named."""
     lines = [*_head(config, command), ""]
-    for model in config.models:
+    for name, model in config.models.items():
         for style in config.styles:
-            done = {row: found[Place(model, style, row)] for row in ROWS if Place(model, style, row) in found}
-            lines += [f"## {model}, {style}", "", *_part(config, done), ""]
+            done = {row: found[Place(name, style, row)] for row in ROWS if Place(name, style, row) in found}
+            lines += [f"## {name} ({model.dtype}), {style}", "", *_part(config, done), ""]
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
@@ -478,7 +479,7 @@ class Session:
         tasks = self.tasks()
         for name, model in self.config.models.items():
             asked = not self.given.model or name in self.given.model
-            target = self.load(self.sources.get(name, model.source)) if asked else None
+            target = self.load(self.sources.get(name, model.source), model.dtype) if asked else None
             for style in self.config.styles:
                 arena = open_arena(target, style, (self.config, model), tasks, store) if target else None
                 for row in ROWS:
@@ -508,9 +509,9 @@ class Session:
                 self.left_out(name, error)
         return tasks
 
-    def load(self, source: str) -> Target | None:
+    def load(self, source: str, dtype: str) -> Target | None:
         try:
-            return load_target(source, "cuda" if torch.cuda.is_available() else "cpu", dtype="float32")
+            return load_target(source, "cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)
         except FactoryError as error:
             return self.left_out(source, error)
 

@@ -21,7 +21,7 @@ def folder(tmp_path_factory, starter_pairs):
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = yaml.safe_load(comparison.TABLE.parents[1].joinpath("benchmarks/comparison.yaml").read_text())
     config |= {
-        "models": {"tiny": {"source": str(folder / "model"), "cache_steering_strength": 6}},
+        "models": {"tiny": {"source": str(folder / "model"), "dtype": "float32", "cache_steering_strength": 6}},
         "styles": [STYLE],
         "tasks": {"sums": str(folder / "sums.jsonl"), "absent": str(folder / "absent.jsonl")},
         "answer_tokens": 8,
@@ -67,7 +67,7 @@ def test_hooks_of_another_library_steer_and_are_gone_afterwards(folder):
     config = comparison.Config.model_validate(yaml.safe_load((folder / "comparison.yaml").read_text())).limited(3)
     given = comparison.parse(words(folder))
     session = comparison.Session(given, config, {}, comparison.Console(stderr=True))
-    target = session.load(config.models["tiny"].source)
+    target = session.load(config.models["tiny"].source, "float32")
     store = comparison.Store(f"memory://{folder.name}")
     arena = comparison.open_arena(target, STYLE, (config, config.models["tiny"]), {}, store)
     bare = comparison.Contestant("")
@@ -88,4 +88,10 @@ def test_a_setting_of_one_way_leaves_the_rows_of_others_as_they_are(folder):
     target = comparison.load_target(model.source, "cpu", dtype="float32")
     store = comparison.Store(f"memory://{folder.name}-rows")
     before, after = (comparison.open_arena(target, STYLE, (each, model), {}, store) for each in (config, changed))
-    assert [row for row in comparison.ROWS if before.identity(row) != after.identity(row)] == ["learned"]
+    assert changed_rows(before, after) == ["learned"]
+    stronger = replace(before, authors_strength=model.cache_steering_strength + 1)
+    assert changed_rows(before, stronger) == ["cache-steering"]
+
+
+def changed_rows(before, after):
+    return [row for row in comparison.ROWS if before.identity(row) != after.identity(row)]
