@@ -55,8 +55,9 @@ from factory.learning.objectives import OBJECTIVES
 from factory.learning.prompts import Prompts
 from factory.learning.reading import ResponseReader
 from factory.learning.schedule import Schedule
+from factory.pairs.dataset import load_questions
 from factory.pairs.pair import ContrastivePair
-from factory.planning.specify import plan_evaluation
+from factory.planning.specify import held_out_file, plan_evaluation
 from factory.store import Store
 from factory.target.download import BUILT_IN
 
@@ -133,8 +134,7 @@ def shuffle(pairs: list[ContrastivePair]) -> list[ContrastivePair]:
 
 def measure_answers(target, style, store, steering, system, arguments) -> dict:
     """The figures of one condition."""
-    plan = plan_evaluation(load_settings(str(ROOT / "config_cpu.yaml")))
-    questions = plan.choice_questions if arguments.choose else plan.questions
+    questions = held_out_questions(others=arguments.choose)
     said = ask(target, Questioning(questions, arguments.tokens, steering, system), store)
     scored = score(said, style)
     exact = tuple(each.question for each in EXACT_QUESTIONS)
@@ -149,6 +149,13 @@ def measure_answers(target, style, store, steering, system, arguments) -> dict:
         "stock_phrases": scored.stock_phrases,
         "first": said[0],
     }
+
+
+def held_out_questions(*, others: bool) -> tuple[str, ...]:
+    """The questions that measure, or all others that no pair asks."""
+    settings = load_settings(str(ROOT / "config_cpu.yaml"))
+    measuring = plan_evaluation(settings).questions
+    return tuple(q for q in load_questions(held_out_file(settings)) if q not in measuring) if others else measuring
 
 
 def relevance_of(target, store, questions, said) -> float:
@@ -298,7 +305,7 @@ def main() -> None:
     parser.add_argument("--start", choices=("mean", "zero", "random"), default="mean")
     parser.add_argument("--shuffled", action="store_true", help="control: learn responses of other questions")
     parser.add_argument("--mean", metavar="FILE", help="the mean difference; default: built from the pairs")
-    parser.add_argument("--choose", action="store_true", help="ask the twenty questions that choose settings instead")
+    parser.add_argument("--choose", action="store_true", help="ask the held-out questions that do not measure")
     parser.add_argument("--no-peers", action="store_true", help="let the learned vector alone answer")
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0])
     parser.add_argument("--tokens", type=int, default=96, help="of an answer")
