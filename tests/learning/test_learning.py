@@ -12,7 +12,7 @@ from benchmarks.learning import held_mib
 from factory import Steering, SteeringVector, build_vector
 from factory.errors import StyleFailed
 from factory.learning.learn import learn_vector, learnable_pairs, read_part, zero_vector
-from factory.learning.objectives import OBJECTIVES, loop_unlikelihood
+from factory.learning.objectives import OBJECTIVES, loop_unlikelihood, preference
 from factory.learning.prompts import Prompts
 from factory.learning.reading import ResponseReader
 from factory.learning.schedule import Part, Schedule, count_passes
@@ -91,6 +91,22 @@ def test_every_objective_falls_when_a_step_follows_its_gradient(objective, pairs
     before = read_part(part, vector, reader, learning)
     after = read_part(part, vector - 0.01 * before.gradient / before.gradient.norm(), reader, learning)
     assert after.loss < before.loss
+
+
+def test_a_preference_weighs_the_positive_side_by_what_the_model_prefers_the_plain_one(pairs, target, start):
+    n_tokens, vector, weights = 400, start_tensor(start, Learning()), []
+    reader = ResponseReader(Prompts(target), LAYERS, n_tokens)
+    swapped = replace(
+        pairs[0], positive_response=pairs[0].negative_response, negative_response=pairs[0].positive_response
+    )
+    for pair in (*pairs[:2], swapped):
+        sides = [pair.positive_response], [pair.negative_response]
+        unsteered = [float(reader.likelihoods([pair.question], side, None)) for side in sides]
+        wanted, plain = (float(reader.likelihoods([pair.question], side, vector)) for side in sides)
+        weights.append(max(1.0, n_tokens * (unsteered[1] - unsteered[0])))
+        naive = math.log(1 + math.exp(plain - weights[-1] * wanted))
+        assert float(preference(reader, [pair], vector, Learning())) == pytest.approx(naive, rel=1e-4)
+    assert max(weights) > 5 > min(weights)
 
 
 def test_the_unlikelihood_of_a_loop_is_that_of_its_repeated_words_told_one_by_one(pairs, target, start):
