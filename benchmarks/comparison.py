@@ -104,7 +104,8 @@ The columns:
 - **relevance**: by how many nats per token the bare model finds an answer likelier after its own question than
   after others. About 0: the answers are about nothing.
 - **tasks**: share of right answers, with Wilson's interval; `*` where McNemar's test tells the row from the unsteered
-  one (p < 0.05, uncorrected).
+  one (p < 0.05, uncorrected). An answer that names a choice has {letter_tokens} tokens, one that is worked out
+  {worked_tokens}.
 - **cost per token**: CPU time for a fixed number of tokens, prefill included, over the unsteered model's in the same
   minute; by how much the unsteered row misses 1 is the noise. **tokens read**: of the prompt, per question.
 """
@@ -404,7 +405,8 @@ def write_table(config: Config, found: dict[Place, Measured], command: str, path
 
 
 def _head(config: Config, command: str) -> list[str]:
-    return HEAD.format(command=command, date=date.today().isoformat(), **config.model_dump()).strip().split("\n")
+    made = {"command": command, "date": date.today().isoformat(), "letter_tokens": LETTER_TOKENS}
+    return HEAD.format(**made, **config.model_dump()).strip().split("\n")
 
 
 def _part(config: Config, done: dict[str, Measured]) -> list[str]:
