@@ -80,7 +80,7 @@ Ways to steer a small model, side by side: the same pairs, questions and items f
 
 on {date}, with {held_out} held-out questions, {items} items per task and {choice} questions on which settings were
 chosen. What is done is kept in the folder `comparison-runs`, so an interrupted run goes on where it stopped. With
-`--limit 8` a row of SmolLM2-135M took one to six minutes of a core, and one of Qwen2.5-Coder-0.5B two to fifteen;
+`--limit 8` a row of SmolLM2-135M took one to twelve minutes of a core, and one of Qwen2.5-Coder-0.5B two to fifteen;
 without a limit the table takes a night or more. With few questions the intervals are wide: rows whose intervals overlap
 are not told apart.
 

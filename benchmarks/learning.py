@@ -152,7 +152,7 @@ def measure_answers(target, style, store, steering, system, arguments) -> dict:
 
 
 def held_out_questions(*, others: bool) -> tuple[str, ...]:
-    """The questions that measure, or all others that no pair asks."""
+    """The held-out questions that measure, or all other held-out ones."""
     settings = load_settings(str(ROOT / "config_cpu.yaml"))
     measuring = plan_evaluation(settings).questions
     return tuple(q for q in load_questions(held_out_file(settings)) if q not in measuring) if others else measuring

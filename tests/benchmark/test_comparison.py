@@ -67,7 +67,7 @@ def test_hooks_of_another_library_steer_and_are_gone_afterwards(folder):
     config = comparison.Config.model_validate(yaml.safe_load((folder / "comparison.yaml").read_text())).limited(3)
     given = comparison.parse(words(folder))
     session = comparison.Session(given, config, {}, comparison.Console(stderr=True))
-    target = session.load(config.models["tiny"].source, "float32")
+    target = session.load(config.models["tiny"].source, config.models["tiny"].dtype)
     store = comparison.Store(f"memory://{folder.name}")
     arena = comparison.open_arena(target, STYLE, (config, config.models["tiny"]), {}, store)
     bare = comparison.Contestant("")
